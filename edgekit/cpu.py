@@ -29,6 +29,9 @@ _ARM = {
     "sve": "sve",
     "sve2": "sve2",
 }
+KNOWN_ISA: tuple[str, ...] = tuple(dict.fromkeys((*_X86.values(), *_ARM.values())))
+"""Every instruction set that `detect` can name, and so every one that a target may ask for."""
+
 _ARCH = {"amd64": "x86_64", "arm64": "aarch64", "armv8l": "armhf", "armv7l": "armhf"}
 
 

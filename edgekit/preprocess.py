@@ -130,7 +130,9 @@ class Preprocess:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in value:
             if name not in fields:
-                raise UsageError(f"{where}: unknown key '{name}'.", hint=nearest(name, list(fields)))
+                raise UsageError(
+                    f"{where}: unknown key '{name}'.", hint=nearest(name, list(fields))
+                )
         for name in ("height", "width"):
             if name not in value:
                 raise UsageError(f"{where}: '{name}' is missing.")
@@ -148,7 +150,9 @@ class Preprocess:
                 if name in plain:
                     plain[name] = tuple(float(item) for item in plain[name])
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{where}: '{name}' has an unusable value: {plain[name]!r}.") from error
+            raise UsageError(
+                f"{where}: '{name}' has an unusable value: {plain[name]!r}."
+            ) from error
         if not isinstance(plain.get("upscale", True), bool):
             raise UsageError(f"{where}: 'upscale' must be true or false.")
         if not math.isfinite(plain.get("scale", 1.0)):

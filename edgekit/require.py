@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from types import ModuleType
 
 from edgekit.errors import MissingDependency
@@ -57,7 +58,7 @@ def require(module: str, purpose: str) -> ModuleType:
 def version_of(module: str) -> str | None:
     """Installed version of what carries `module`, without importing it; None when it is absent."""
     distribution, _ = _CARRIERS.get(module, (module, ""))
-    candidates = (distribution, module)
+    candidates: tuple[str, ...] = (distribution, module)
     if distribution == "opencv-python-headless":
         candidates = (distribution, "opencv-python", "opencv-contrib-python")
     for candidate in candidates:
@@ -71,3 +72,39 @@ def version_of(module: str) -> str | None:
 def versions_of(*modules: str) -> dict[str, str]:
     """Installed versions of `modules`, "absent" for those not installed; part of every cache key."""
     return {module: version_of(module) or "absent" for module in modules}
+
+
+_CLAUSE = re.compile(r"(==|!=|>=|<=|>|<)\s*(\d+(?:\.\d+)*)")
+
+
+def satisfies(version: str, requirement: str) -> bool:
+    """Whether `version` meets every clause of `requirement`, such as ">=1.20" or ">=8.5,<12".
+
+    Compares the numbers before any suffix: "2.13.0+cpu" counts as 2.13.0, "2.0rc1" as 2.0. An empty
+    requirement is met by every version. Raises ValueError for a clause that is not understood.
+    """
+    have = _release(version)
+    for clause in filter(None, (part.strip() for part in requirement.split(","))):
+        match = _CLAUSE.fullmatch(clause)
+        if match is None:
+            raise ValueError(f"version requirement {clause!r}")
+        want = _release(match[2])
+        length = max(len(have), len(want))
+        left = have + (0,) * (length - len(have))
+        right = want + (0,) * (length - len(want))
+        met = {
+            "==": left == right,
+            "!=": left != right,
+            ">=": left >= right,
+            "<=": left <= right,
+            ">": left > right,
+            "<": left < right,
+        }[match[1]]
+        if not met:
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()

@@ -147,7 +147,8 @@ class BlockParity:
     """How far one block of an output is from its reference.
 
     cosine in [-1, 1]; sqnr_db = 10 log10(sum ref^2 / sum (ref - x)^2), inf when equal;
-    max_rel_error = max|ref - x| / max|ref| of the block.
+    max_rel_error = max|ref - x| / max|ref| of the block. `group_max` is the largest |ref| among the
+    blocks of the same meaning (the scores of all scales, say): beside it an error may be nothing.
     """
 
     name: str
@@ -155,6 +156,7 @@ class BlockParity:
     sqnr_db: float
     max_abs_error: float
     max_rel_error: float
+    group_max: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,15 @@ class ParityReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageOutput:
+    """What a stage that makes a model gives: the model, its parity with its input, and remarks."""
+
+    model: OnnxModel
+    parity: ParityReport | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeedUp:
     """Ratio of two interleaved medians with its bootstrap confidence interval; above 1 is faster."""
 
@@ -199,8 +210,12 @@ class SpeedUp:
 class LatencyReport:
     """Latency of one model on one machine, milliseconds per run of `batch` images.
 
-    `load` is the machine's one-minute load average per core during the runs beyond our own use, as
-    far as it can be told; `peak_rss_mb` is VmHWM of the process that ran the model.
+    `load` is the share (0 to 1) of the machine's CPU time that went to other processes during the
+    timed runs, NaN where the system does not tell; `peak_rss_mb` is the peak resident memory (VmHWM)
+    of the fresh process that ran the model, Python and the runtime included. `spinning` False: the
+    runtime's threads slept between runs instead of waiting busily. `warmup` counts the untimed runs
+    before the first timed one, `settled` says whether their times had stopped changing. `inputs` is
+    "given" for arrays of the user, "random" for noise within the contract.
     """
 
     p50_ms: float
@@ -219,6 +234,10 @@ class LatencyReport:
     load: float
     runtime: str = ""
     affinity: tuple[int, ...] = ()
+    spinning: bool = True
+    warmup: int = 0
+    settled: bool = True
+    inputs: str = ""
     samples_ms: tuple[float, ...] = ()
 
 
@@ -228,6 +247,9 @@ class AccuracyReport:
 
     task "detect": map50_95, map50, map75, precision, recall; task "classify": top1, top5. The values
     of the other task are None. `settings` holds what the figures depend on (NMS thresholds, head).
+    `intervals` maps a figure's name to the ends of its confidence interval, where one was asked for;
+    `confusion` [K][K] counts images by true class (rows) and answer; `notes` say what was odd about
+    the data or the model's answers.
     """
 
     task: str
@@ -241,6 +263,9 @@ class AccuracyReport:
     top5: float | None = None
     per_class: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:

@@ -1,13 +1,24 @@
-"""Where tests find real models and images, and what a skip means."""
+"""Where tests find real models and images, and what a skip means.
+
+EDGEKIT_STRICT=1 turns every skip into a failure, so that a green run means that everything ran.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+STRICT = os.environ.get("EDGEKIT_STRICT") == "1"
+
+# `tests.architectures:resnet20` and its like are imported by the code under test
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 
 def _assets() -> Path | None:
@@ -28,3 +39,21 @@ def assets() -> Path:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has a stage cache of its own, so that none is answered from another's work."""
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "edgekit-cache"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, None]:
+    outcome = yield
+    _fail_a_skip(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, None]:
+    outcome = yield
+    _fail_a_skip(outcome.get_result())
+
+
+def _fail_a_skip(report: Any) -> None:
+    if STRICT and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under EDGEKIT_STRICT: {report.longrepr}"

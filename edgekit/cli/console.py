@@ -21,9 +21,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def json_option(function: F) -> F:
     """Add `--json`: one object on stdout and nothing else there. Argument name: `as_json`."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
-    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(
+        function
+    )
 
 
 def emit(value: Any) -> None:

@@ -25,11 +25,17 @@ _OPTIONS = [
     click.option("--color", help="Channel order the model expects: rgb, bgr or gray."),
     click.option("--resize", help="letterbox, stretch, center_crop or none."),
     click.option("--pad-value", type=int, help="Grey level of the letterbox border, 0-255."),
-    click.option("--pad-place", help="Where the image lies: center or bottom_right (border there)."),
+    click.option(
+        "--pad-place", help="Where the image lies: center or bottom_right (border there)."
+    ),
     click.option("--interpolation", help="bilinear, nearest, area or bicubic."),
-    click.option("--crop-fraction", type=float, help="Share of the resized side kept by center_crop."),
+    click.option(
+        "--crop-fraction", type=float, help="Share of the resized side kept by center_crop."
+    ),
     click.option("--scale", type=str, help="Factor on the 0-255 pixel, e.g. 1/255 or 1."),
-    click.option("--mean", type=str, help="Mean per channel after scaling, e.g. 0.485,0.456,0.406."),
+    click.option(
+        "--mean", type=str, help="Mean per channel after scaling, e.g. 0.485,0.456,0.406."
+    ),
     click.option("--std", type=str, help="Standard deviation per channel after scaling."),
     click.option("--layout", help="nchw or nhwc."),
 ]
@@ -73,7 +79,15 @@ def contract_overrides(arguments: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--preprocess {file}: {error.strerror}.") from error
         contract: Preprocess = Preprocess.from_json(text, str(file))
         fields.update({key: getattr(contract, key) for key in contract.to_dict()})
-    for name in ("color", "resize", "pad_value", "pad_place", "interpolation", "crop_fraction", "layout"):
+    for name in (
+        "color",
+        "resize",
+        "pad_value",
+        "pad_place",
+        "interpolation",
+        "crop_fraction",
+        "layout",
+    ):
         value = arguments.pop(name, None)
         if value is not None:
             fields[name] = value

@@ -31,7 +31,9 @@ def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             name=value.name,
-            shape=tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape),
+            shape=tuple(
+                size if isinstance(size, int) else str(size or "?") for size in value.shape
+            ),
             dtype=_DTYPES.get(value.type, value.type),
         )
         for value in values
@@ -39,9 +41,20 @@ def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
 
 
 class OnnxRuntimeSession:
-    """A model open in ONNX Runtime with the CPU execution provider."""
+    """A model open in ONNX Runtime with the CPU execution provider.
 
-    def __init__(self, model: Path | bytes, options: SessionOptions) -> None:
+    For a model given as bytes, `external_data` is the folder of its external data and `name` what
+    errors call it.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        options: SessionOptions,
+        *,
+        external_data: Path | None = None,
+        name: str = "the model",
+    ) -> None:
         ort = require("onnxruntime", "Running ONNX models")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
@@ -54,9 +67,14 @@ class OnnxRuntimeSession:
         if options.profile_prefix:
             settings.enable_profiling = True
             settings.profile_file_prefix = options.profile_prefix
-        name = model if isinstance(model, Path) else "the model"
-        if isinstance(model, Path) and not model.is_file():
-            raise BadInput(f"The model {model} does not exist.")
+        if external_data is not None:
+            settings.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(external_data)
+            )
+        if isinstance(model, Path):
+            name = str(model)
+            if not model.is_file():
+                raise BadInput(f"The model {model} does not exist.")
         try:
             self._session = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
@@ -75,10 +93,13 @@ class OnnxRuntimeSession:
         self.outputs = _specs(self._session.get_outputs())
         self._names = [output.name for output in self.outputs]
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; see `Session.run`."""
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Run once; see `Session.run`. `names` asks for some of the outputs only."""
+        wanted = self._names if names is None else list(names)
         try:
-            values = self._session.run(self._names, dict(feeds))
+            values = self._session.run(wanted, dict(feeds))
         except Exception as error:
             if type(error).__module__.startswith("onnxruntime") or isinstance(error, ValueError):
                 given = {name: (str(a.dtype), list(a.shape)) for name, a in feeds.items()}
@@ -87,7 +108,7 @@ class OnnxRuntimeSession:
                     hint=f"The model takes {[(s.name, list(s.shape)) for s in self.inputs]}.",
                 ) from error
             raise
-        return dict(zip(self._names, values, strict=True))
+        return dict(zip(wanted, values, strict=True))
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the path of the trace that ONNX Runtime wrote."""

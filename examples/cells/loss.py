@@ -56,7 +56,6 @@ class Assignment:
     positive: Tensor
 
 
-@torch.no_grad()
 def assign(
     predicted: Tensor,
     probabilities: Tensor,
@@ -69,7 +68,8 @@ def assign(
     """Give objects to cells.
 
     predicted [N, A, 4] and boxes [N, G, 4] are corners in pixels, probabilities [N, A, C], cells
-    [A, 2] centres in pixels, strides [A] in pixels, classes [N, G] with -1 for padding.
+    [A, 2] centres in pixels, strides [A] in pixels, classes [N, G] with -1 for padding. To be
+    called without gradients.
     """
     real = classes >= 0
     # Small objects may hold no cell centre: widen what counts as inside to one cell of stride 8.
@@ -104,27 +104,24 @@ def assign(
 def detection_loss(
     distances: Tensor,
     logits: Tensor,
-    points: Tensor,
+    cells: Tensor,
     strides: Tensor,
     boxes: Tensor,
     classes: Tensor,
     weights: LossWeights | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of raw maps: distances [N, 4, A], logits [N, C, A], points [1, 2, A], strides [1, 1, A].
+    """Loss of raw maps: distances [N, 4, A] in strides, logits [N, C, A], for cells [A, 2] and
+    strides [A] in pixels, boxes [N, G, 4] (corners, pixels), classes [N, G] (-1 is padding).
 
     Returns the scalar to minimize and its parts for printing.
     """
     weights = weights or LossWeights()
     distances, logits = distances.transpose(1, 2), logits.transpose(1, 2)
-    stride = strides[0, 0]
-    cells = (points[0] * stride).T
     low, high = distances.chunk(2, 2)
-    predicted = torch.cat(
-        [cells - low * stride[:, None], cells + high * stride[:, None]], 2
-    )
-    target = assign(
-        predicted.detach(), logits.detach().sigmoid(), cells, stride, boxes, classes, weights
-    )
+    predicted = torch.cat([cells - low * strides[:, None], cells + high * strides[:, None]], 2)
+    with torch.no_grad():
+        scores = logits.sigmoid()
+        target = assign(predicted, scores, cells, strides, boxes, classes, weights)
     mass = target.scores.sum().clamp(min=1.0)
     score_loss = (
         functional.binary_cross_entropy_with_logits(logits, target.scores, reduction="sum") / mass

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 STRIDES: tuple[int, int] = (8, 16)
-INPUT_SIZE: tuple[int, int] = (192, 192)
+DEFAULT_SIZE = 192
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Context(nn.Module):
 
 
 class Detector(nn.Module):
-    """Boxes and class scores for images [N, 3, H, W], float32 RGB in [0, 1], H and W over 16.
+    """Boxes and class scores for images [N, 3, size, size], float32 RGB in [0, 1].
 
     In eval mode: [N, 4 + num_classes, A], rows 0-3 cx, cy, w, h in input pixels, then one sigmoid
     score per class; A counts the cells of the stride-8 map (row by row), then of the stride-16
@@ -115,7 +115,10 @@ class Detector(nn.Module):
     and bottom side in units of the cell's stride, class logits [N, num_classes, A]).
     """
 
-    def __init__(self, widths: Sequence[int], num_classes: int) -> None:
+    grid8: Tensor
+    grid16: Tensor
+
+    def __init__(self, widths: Sequence[int], num_classes: int, size: int) -> None:
         super().__init__()
         width = dict(zip((group.name for group in GROUPS), widths, strict=True))
         self.widths = tuple(widths)
@@ -137,6 +140,9 @@ class Detector(nn.Module):
         self.class8 = nn.Conv2d(width["tower8"], num_classes, 1)
         self.box16 = nn.Conv2d(width["tower16"], 4, 1)
         self.class16 = nn.Conv2d(width["tower16"], num_classes, 1)
+        # Constants of the decoding; not persistent, so a state_dict holds what was learnt alone.
+        self.register_buffer("grid8", cell_centres(size, 8), persistent=False)
+        self.register_buffer("grid16", cell_centres(size, 16), persistent=False)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -166,34 +172,38 @@ class Detector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         maps = self.maps(x)
-        distances = torch.cat([box.flatten(2) for box, _ in maps], 2)
-        logits = torch.cat([score.flatten(2) for _, score in maps], 2)
         if self.training:
-            return distances, logits
-        points, strides = anchor_points([(box.shape[2], box.shape[3]) for box, _ in maps], x)
-        low, high = distances.chunk(2, 1)
-        centre = (points + (high - low) * 0.5) * strides
-        # Sides may not come out negative; centres need no such care.
-        sides = functional.relu(low + high) * strides
-        return torch.cat([centre, sides, logits.sigmoid()], 1)
+            return (
+                torch.cat([box.flatten(2) for box, _ in maps], 2),
+                torch.cat([score.flatten(2) for _, score in maps], 2),
+            )
+        boxes, scores = [], []
+        grids = (self.grid8, self.grid16)
+        for (box, score), stride, grid in zip(maps, STRIDES, grids, strict=True):
+            low, high = box[:, :2], box[:, 2:]
+            centre = (grid + (high - low) * 0.5) * stride
+            # Sides may not come out negative; centres need no such care.
+            sides = functional.relu(low + high) * stride
+            # Constant shapes with a free batch: nothing is computed from shapes at run time. An
+            # image of another size cannot slip through, because the grid would not fit.
+            cells = grid.shape[2] * grid.shape[3]
+            boxes.append(torch.cat([centre, sides], 1).reshape(-1, 4, cells))
+            scores.append(score.reshape(-1, self.num_classes, cells))
+        return torch.cat([torch.cat(boxes, 2), torch.cat(scores, 2).sigmoid()], 1)
 
 
-def anchor_points(sizes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cell centres [1, 2, A] as (x, y) in strides and strides [1, 1, A] in pixels.
+def cell_centres(size: int, stride: int) -> Tensor:
+    """Centres (x, y) of the cells of one map, [1, 2, size / stride, size / stride], in strides."""
+    along = torch.arange(size // stride, dtype=torch.float32) + 0.5
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    return torch.stack([x, y])[None]
 
-    `sizes` holds (height, width) of each map in the order of STRIDES; dtype and device follow
-    `like`. Both are constants for a fixed input size and are folded when exported.
-    """
-    points, strides = [], []
-    for (height, width), stride in zip(sizes, STRIDES, strict=True):
-        y = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
-        x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        points.append(torch.stack([grid_x.flatten(), grid_y.flatten()]))
-        strides.append(
-            torch.full((1, height * width), float(stride), dtype=like.dtype, device=like.device)
-        )
-    return torch.cat(points, 1)[None], torch.cat(strides, 1)[None]
+
+def anchor_points(size: int) -> tuple[Tensor, Tensor]:
+    """Cell centres [A, 2] as (x, y) and the stride of each cell [A], both in pixels."""
+    points = [cell_centres(size, stride).flatten(2)[0].T * stride for stride in STRIDES]
+    strides = [torch.full((len(p),), float(s)) for p, s in zip(points, STRIDES, strict=True)]
+    return torch.cat(points), torch.cat(strides)
 
 
 def parse_widths(widths: str | Sequence[int] | None) -> tuple[int, ...]:
@@ -212,14 +222,21 @@ def parse_widths(widths: str | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def detector(
-    widths: str | Sequence[int] | None = None, num_classes: int | str = 3
+    widths: str | Sequence[int] | None = None,
+    num_classes: int | str = 3,
+    size: int | str = DEFAULT_SIZE,
 ) -> Detector:
     """Build the detector, in train mode, with fresh weights.
 
     widths: channels of each group in the order of GROUPS, as a list or as text with commas (as it
     comes from a command line); None is the unpruned network. A pruned checkpoint carries its own
-    under the key "widths". num_classes: the number of score rows.
+    under the key "widths". num_classes: the number of score rows. size: side of the square input
+    in pixels, a multiple of 16; the weights do not depend on it, the decoding's constants do.
 
-    Raises ValueError when the widths are not one positive number per group.
+    Raises ValueError when the widths are not one positive number per group, or when the size is
+    not a positive multiple of 16.
     """
-    return Detector(parse_widths(widths), int(num_classes))
+    pixels = int(size)
+    if pixels < 16 or pixels % 16:
+        raise ValueError(f"size must be a positive multiple of 16, got {size}")
+    return Detector(parse_widths(widths), int(num_classes), pixels)

@@ -72,6 +72,7 @@ def scene(
     _smears(rng, canvas)
     objects = _place(rng, size)
     stain = _stain(rng)
+    _ghosts(rng, canvas, stain)
     for item in objects:
         _DRAW[item.label](rng, canvas, item, stain)
     _dirt(rng, canvas)
@@ -90,8 +91,8 @@ def _cloud(rng: np.random.Generator, size: int, cells: int) -> Float:
     grid = rng.integers(0, 256, (cells, cells), dtype=np.uint8)
     # INTER_LINEAR_EXACT and the 8-bit blur are bit-exact on every CPU; the float ones are not.
     wide = cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
-    wide = cv2.GaussianBlur(wide, (0, 0), size / cells / 3)
-    return (wide.astype(np.float32) - 127.5) / 127.5
+    smooth = _blurred(np.asarray(wide, dtype=np.uint8), size / cells / 3)
+    return np.asarray((smooth.astype(np.float32) - 127.5) / 127.5, dtype=np.float32)
 
 
 def _background(rng: np.random.Generator, size: int) -> Float:
@@ -119,9 +120,25 @@ def _smears(rng: np.random.Generator, canvas: Float) -> None:
         centre = tuple(int(v) for v in rng.integers(0, size, 2))
         axes = tuple(int(v) for v in rng.integers(8, 36, 2))
         cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, 255, -1)
-        mask = cv2.GaussianBlur(mask, (0, 0), float(rng.uniform(5, 11)))
+        mask = _blurred(mask, float(rng.uniform(5, 11)))
         colour = np.array(rng.uniform([120, 70, 120], [225, 170, 225]), np.float32)
         _blend(canvas, mask, colour, float(rng.uniform(0.15, 0.5)))
+
+
+def _ghosts(rng: np.random.Generator, canvas: Float, stain: dict[str, Float]) -> None:
+    """Look-alikes that are no objects: faint empty rings and unsharp drops of stain."""
+    size = canvas.shape[0]
+    for _ in range(int(rng.integers(0, 3))):
+        centre, radius = rng.uniform(0, size, 2), float(rng.uniform(9, 18))
+        outline = _outline(rng, (float(centre[0]), float(centre[1])), radius, 0.1, 0.3)
+        middle = outline.mean(axis=0)
+        body = _fill(outline, size)
+        ring = _without(body, _fill(middle + (outline - middle) * 0.8, size))
+        _blend(canvas, _blurred(ring, 1.2), stain["rbc"], float(rng.uniform(0.2, 0.6)))
+    for _ in range(int(rng.integers(0, 4))):
+        centre, radius = rng.uniform(0, size, 2), float(rng.uniform(2.0, 6.0))
+        drop = _fill(_outline(rng, (float(centre[0]), float(centre[1])), radius, 0.1, 0.4), size)
+        _blend(canvas, _blurred(drop, 2.4), stain["platelet"], float(rng.uniform(0.4, 0.8)))
 
 
 def _dirt(rng: np.random.Generator, canvas: Float) -> None:
@@ -154,13 +171,14 @@ def _camera(rng: np.random.Generator, canvas: Float) -> Gray:
     exposure = rng.uniform(0.82, 1.08)
     cast = rng.uniform(0.95, 1.05, 3).astype(np.float32)
     image = np.clip(canvas * cast * exposure, 0, 255).astype(np.uint8)
-    sigma = float(rng.uniform(0.35, 1.15))
-    image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
-    shot, read = rng.uniform(0.0, 0.55), rng.uniform(0.5, 4.5)
+    sigma = float(rng.uniform(0.4, 1.8))
+    image = _blurred(image, sigma)
+    shot, read = rng.uniform(0.0, 0.7), rng.uniform(0.5, 8.0)
     exact = image.astype(np.float32)
     deviation = np.sqrt(read**2 + (shot**2) * exact)
     noise = rng.standard_normal((size, size, 3), dtype=np.float32)
-    return np.clip(np.rint(exact + deviation * noise), 0, 255).astype(np.uint8)
+    noisy = np.clip(np.rint(exact + deviation * noise), 0, 255)
+    return np.asarray(noisy, dtype=np.uint8)
 
 
 # --- where things lie ----------------------------------------------------------------------------
@@ -223,7 +241,7 @@ def _place(rng: np.random.Generator, size: int) -> list[_Object]:
 def _apart(centre: tuple[float, float], radius: float, label: int, other: _Object) -> bool:
     distance = math.hypot(centre[0] - other.centre[0], centre[1] - other.centre[1])
     # Cells may overlap by a part of the smaller one; a platelet never vanishes under a cell.
-    slack = 0.55 if label != PLATELET and other.label != PLATELET else 0.25
+    slack = 0.65 if label != PLATELET and other.label != PLATELET else 0.25
     return distance > radius + other.radius - slack * 2 * min(radius, other.radius)
 
 
@@ -274,6 +292,15 @@ def _fill(outline: NDArray[np.float64], size: int) -> Gray:
     return mask
 
 
+def _blurred(image: Gray, sigma: float) -> Gray:
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
+
+
+def _without(mask: Gray, part: Gray) -> Gray:
+    """The mask where `part` is not: what is left of a disc is a ring."""
+    return np.asarray(mask - np.minimum(mask, part), dtype=np.uint8)
+
+
 def _blend(canvas: Float, mask: Gray, colour: Float, opacity: float) -> None:
     """Paint `colour` ([3] or [size, size, 3]) through the mask, in place."""
     x, y, width, height = cv2.boundingRect(mask)
@@ -294,13 +321,13 @@ def _draw_rbc(
     """A translucent disc with a pale centre of varying strength; some have none."""
     size = canvas.shape[0]
     colour = stain["rbc"] + rng.uniform(-12, 12, 3).astype(np.float32)
-    opacity = float(rng.uniform(0.55, 0.9))
+    opacity = float(rng.uniform(0.35, 0.85))
     body = _fill(item.outline, size)
     _blend(canvas, body, colour, opacity)
-    _blend(canvas, body - cv2.min(body, _fill(_shrunk(item, 0.86), size)), colour * 0.82, 0.5)
+    _blend(canvas, _without(body, _fill(_shrunk(item, 0.86), size)), colour * 0.82, 0.5)
     if rng.random() < 0.85:
         hole = _fill(_shrunk(item, float(rng.uniform(0.36, 0.60))), size)
-        hole = np.asarray(cv2.GaussianBlur(hole, (0, 0), item.radius * 0.12), dtype=np.uint8)
+        hole = _blurred(hole, item.radius * 0.12)
         pale = np.minimum(colour + rng.uniform(35, 80), 248).astype(np.float32)
         _blend(canvas, hole, pale, float(rng.uniform(0.45, 0.95)))
 
@@ -313,9 +340,9 @@ def _draw_wbc(
     body = _fill(item.outline, size)
     grain = _cloud(rng, size, size // 3)[:, :, None] * float(rng.uniform(6, 22))
     plasma = stain["plasma"] + rng.uniform(-10, 10, 3).astype(np.float32)
-    _blend(canvas, body, plasma + grain, float(rng.uniform(0.6, 0.95)))
-    edge = body - cv2.min(body, _fill(_shrunk(item, 0.93), size))
-    _blend(canvas, edge, plasma * 0.8, float(rng.uniform(0.2, 0.6)))
+    _blend(canvas, body, plasma + grain, float(rng.uniform(0.4, 0.9)))
+    edge = _without(body, _fill(_shrunk(item, 0.93), size))
+    _blend(canvas, edge, plasma * 0.75, float(rng.uniform(0.35, 0.7)))
     nucleus = np.zeros((size, size), np.uint8)
     lobes = int(rng.integers(1, 5))
     spread = item.radius * (0.0 if lobes == 1 else float(rng.uniform(0.28, 0.42)))
@@ -341,7 +368,7 @@ def _draw_platelet(
     """A small ragged purple speck with a darker core."""
     size = canvas.shape[0]
     colour = stain["platelet"] + rng.uniform(-14, 14, 3).astype(np.float32)
-    _blend(canvas, _fill(item.outline, size), colour, float(rng.uniform(0.5, 0.9)))
+    _blend(canvas, _fill(item.outline, size), colour, float(rng.uniform(0.35, 0.85)))
     _blend(canvas, _fill(_shrunk(item, 0.5), size), colour * 0.75, float(rng.uniform(0.3, 0.7)))
 
 

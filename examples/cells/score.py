@@ -29,9 +29,8 @@ class Score:
     per_class: tuple[float, ...]
 
     def __str__(self) -> str:
-        classes = ", ".join(
-            f"{name} {100 * value:.1f}" for name, value in zip(CLASS_NAMES, self.per_class)
-        )
+        pairs = zip(CLASS_NAMES, self.per_class, strict=True)
+        classes = ", ".join(f"{name} {100 * value:.1f}" for name, value in pairs)
         return (
             f"mAP50-95 {100 * self.map50_95:.2f}  mAP50 {100 * self.map50:.2f}  "
             f"mAP75 {100 * self.map75:.2f}  ({classes})"
@@ -54,7 +53,7 @@ def render(seed: int, count: int) -> Scenes:
 
 
 def to_input(images: NDArray[np.uint8]) -> Tensor:
-    """The preprocessing contract: RGB, [N, H, W, 3] uint8 -> [N, 3, H, W] float32, divided by 255."""
+    """Preprocessing: RGB [N, H, W, 3] uint8 -> [N, 3, H, W] float32, divided by 255."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     return tensor.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
 
@@ -99,7 +98,7 @@ def mean_average_precision(outputs: Sequence[NDArray[np.float32]], truth: Scenes
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for i, output in enumerate(outputs):
-        for box, label in zip(truth.boxes[i].astype(float), truth.classes[i]):
+        for box, label in zip(truth.boxes[i].astype(float), truth.classes[i], strict=True):
             width, height = box[2] - box[0], box[3] - box[1]
             annotations.append(
                 {
@@ -133,13 +132,13 @@ def mean_average_precision(outputs: Sequence[NDArray[np.float32]], truth: Scenes
     return Score(float(stats[0]), float(stats[1]), float(stats[2]), per_class)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, truth: Scenes) -> Score:
     """mAP of a torch model on rendered scenes; leaves the model in eval mode."""
     model.eval()
     outputs: list[NDArray[np.float32]] = []
     for start in range(0, len(truth.images), 32):
-        outputs.extend(model(to_input(truth.images[start : start + 32])).numpy())
+        with torch.no_grad():
+            outputs.extend(model(to_input(truth.images[start : start + 32])).numpy())
     return mean_average_precision(outputs, truth)
 
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+import weights
 from loss import detection_loss
 from model import Detector, anchor_points, detector
 from numpy.typing import NDArray
+from scenes import TRAIN_SEED
 from score import Scenes, evaluate, render, to_input, validation
-from scenes import CLASS_NAMES, TRAIN_SEED
 from torch import Tensor, nn
 
 
@@ -35,8 +37,7 @@ class Settings:
     ema: float = 0.998
     seed: int = 0
     report_every: int = 100
-    # Seconds after which the run stops where it is; the schedule is not shortened for it.
-    evaluate_every: int = 0
+    evaluate_every: int = 500
 
 
 class Average:
@@ -47,7 +48,6 @@ class Average:
         self.decay = decay
         self.updates = 0
 
-    @torch.no_grad()
     def update(self, model: Detector) -> None:
         self.updates += 1
         # Young averages forget faster, so that the random start is not dragged along.
@@ -56,7 +56,7 @@ class Average:
             self.model.state_dict().values(), model.state_dict().values(), strict=True
         ):
             if kept.dtype.is_floating_point:
-                kept.lerp_(new, 1 - decay)
+                kept.lerp_(new.detach(), 1 - decay)
             else:
                 kept.copy_(new)
 
@@ -85,7 +85,7 @@ def augmented(
     most = max(1, max(len(b) for b in boxes))
     padded = np.zeros((len(picks), most, 4), np.float32)
     classes = np.full((len(picks), most), -1, np.int64)
-    for i, (pick, box) in enumerate(zip(picks, boxes)):
+    for i, (pick, box) in enumerate(zip(picks, boxes, strict=True)):
         padded[i, : len(box)] = box
         classes[i, : len(box)] = data.classes[pick]
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (len(picks), 3, 1, 1)).astype(np.float32))
@@ -103,14 +103,31 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     ]
 
 
-def fit(model: Detector, data: Scenes, settings: Settings, checks: Scenes | None) -> Detector:
-    """Train in place and return the averaged model, in eval mode."""
+def learning_rate(settings: Settings, step: int) -> float:
+    """Linear warm-up times a cosine from the full rate to a hundredth of it."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return settings.rate * min(1.0, step / settings.warmup) * (0.01 + 0.99 * cosine)
+
+
+def fit(
+    model: Detector,
+    data: Scenes,
+    settings: Settings,
+    checkpoint: Callable[[Detector, int], None] | None = None,
+) -> Detector:
+    """Train in place and return the averaged model, in eval mode.
+
+    Every `settings.evaluate_every` steps `checkpoint` is given the averaged model and the step.
+    """
     rng = np.random.Generator(np.random.PCG64([settings.seed, len(data.images)]))
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            # oneDNN is about a third faster on channels-last.
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     average = Average(model, settings.ema)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.decay), lr=settings.rate)
-    size = data.images.shape[1]
-    points, strides = anchor_points([(size // 8, size // 8), (size // 16, size // 16)], torch.ones(1))
+    cells, strides = anchor_points(data.images.shape[1])
     order = np.empty(0, np.int64)
     started = time.perf_counter()
     sums = {"box": 0.0, "score": 0.0}
@@ -119,21 +136,19 @@ def fit(model: Detector, data: Scenes, settings: Settings, checks: Scenes | None
             order = np.concatenate([order, rng.permutation(len(data.images))])
         picks, order = order[: settings.batch], order[settings.batch :]
         images, boxes, classes = augmented(data, picks, rng)
-        progress = step / settings.steps
-        factor = min(1.0, step / settings.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate * factor
+            group["lr"] = learning_rate(settings, step)
         distances, logits = model(images)
-        total, parts = detection_loss(distances, logits, points, strides, boxes, classes)
+        total, parts = detection_loss(distances, logits, cells, strides, boxes, classes)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         average.update(model)
         for name, value in parts.items():
             sums[name] += value
         if step % settings.report_every == 0 or step == settings.steps:
-            every = settings.report_every if step % settings.report_every == 0 else 1
+            every = step % settings.report_every or settings.report_every
             took = time.perf_counter() - started
             print(
                 f"step {step:5d}/{settings.steps}  box {sums['box'] / every:.4f}  "
@@ -142,6 +157,42 @@ def fit(model: Detector, data: Scenes, settings: Settings, checks: Scenes | None
                 flush=True,
             )
             sums = dict.fromkeys(sums, 0.0)
-        if checks is not None and settings.evaluate_every and step % settings.evaluate_every == 0:
-            print(f"           {evaluate(average.model, checks)}", flush=True)
+        if checkpoint is not None and step % settings.evaluate_every == 0:
+            checkpoint(average.model, step)
     return average.model
+
+
+def prepare(seed: int, threads: int) -> None:
+    """Fix what a run depends on besides its data."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("cells_base.pt"), help="checkpoint file")
+    parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
+    parser.add_argument("--scenes", type=int, default=5000, help="training scenes")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    options = parser.parse_args()
+    prepare(options.seed, options.threads)
+    print(f"drawing {options.scenes} training scenes", flush=True)
+    data, checks = render(TRAIN_SEED, options.scenes), validation()
+    settings = Settings(steps=options.steps, seed=options.seed)
+
+    def checkpoint(model: Detector, step: int) -> None:
+        print(f"           {evaluate(model, checks)}", flush=True)
+        weights.save(options.out, model, f"unfinished: step {step} of {settings.steps}")
+
+    model = fit(detector(), data, settings, checkpoint)
+    score = evaluate(model, checks)
+    note = f"trained from scratch on {options.scenes} scenes for {options.steps} steps; {score}"
+    weights.save(options.out, model, note)
+    print(score)
+
+
+if __name__ == "__main__":
+    main()

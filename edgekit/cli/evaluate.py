@@ -1,0 +1,253 @@
+"""`edgekit evaluate`: accuracy of a model on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
+from edgekit.cli.contract import contract_overrides, preprocess_options
+from edgekit.errors import BadInput, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.metrics.datasets import Dataset
+    from edgekit.preprocess import Preprocess
+    from edgekit.types import AccuracyReport, Checkpoint
+
+_LABELS = {
+    "map50_95": "mAP50-95",
+    "map50": "mAP50",
+    "map75": "mAP75",
+    "precision": "precision",
+    "recall": "recall",
+    "top1": "top-1",
+    "top5": "top-5",
+}
+# more classes than this are listed only when asked for
+_FEW_CLASSES = 20
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgekit evaluate yolov5n.onnx --data coco/data.yaml
+  edgekit evaluate yolov5n.onnx --data instances_val2017.json --limit 500 --json
+  edgekit evaluate resnet20.onnx --data cifar10.npz --batch 8 --resize none \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+"""
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="YOLO data.yaml, COCO json, folder of class folders, or .npz (images, labels).",
+)
+@click.option("--split", default="val", show_default=True, help="train, val or test.")
+@click.option(
+    "--data-images",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of a COCO json's images. [default: found beside it]",
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="Use N images, spread evenly."
+)
+@click.option(
+    "--head",
+    help="yolov5, yolov8 (also YOLO11), yolo26, yolox or logits. [default: by metadata, shapes]",
+)
+@click.option(
+    "--conf", type=click.FloatRange(0, 1), default=0.001, show_default=True, help="Lowest score."
+)
+@click.option(
+    "--iou",
+    type=click.FloatRange(0, 1),
+    default=0.65,
+    show_default=True,
+    help="Overlap above which NMS drops the weaker box of a class.",
+)
+@click.option(
+    "--max-det",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Boxes kept per image.",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Images per run. [default: 1]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads that read images. [default: cores but one]",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Runtime threads. [default: cores but one]"
+)
+@click.option("--imgsz", metavar="N|HxW", help="Input size, where the model leaves it open.")
+@click.option(
+    "--max-bad-images",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of unreadable images that may be left out.",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Bootstrap resamples for the 95 % interval; 0 for none.",
+)
+@click.option("--per-class", is_flag=True, help="List every class, however many.")
+@preprocess_options
+@json_option
+def command(
+    model: Path,
+    data: Path,
+    split: str,
+    data_images: Path | None,
+    limit: int | None,
+    head: str | None,
+    conf: float,
+    iou: float,
+    max_det: int,
+    batch: int | None,
+    workers: int | None,
+    threads: int | None,
+    imgsz: str | None,
+    max_bad_images: float,
+    resamples: int,
+    per_class: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Measure the accuracy of MODEL on labelled images.
+
+    Detection: mAP by the COCO protocol, precision and recall at the best mean F1. Classification:
+    top-1 and top-5. The 95 % intervals come from resampling the images.
+    """
+    import time
+
+    from edgekit.cpu import available_cores
+    from edgekit.metrics.datasets import open_dataset
+    from edgekit.runtimes import open_session
+    from edgekit.runtimes.base import SessionOptions
+    from edgekit.stages import evaluate
+
+    overrides = contract_overrides(arguments)
+    checkpoint = _open_model(model)
+    contract = _contract(checkpoint, overrides, imgsz)
+    options = evaluate.EvaluateOptions(
+        head=head or checkpoint.head,
+        conf=conf,
+        iou=iou,
+        max_det=max_det,
+        batch=batch,
+        workers=workers,
+        names=checkpoint.names,
+        resamples=resamples,
+        max_bad_share=max_bad_images,
+    )
+    dataset = open_dataset(data, split=split, images=data_images, limit=limit)
+    settings = SessionOptions(threads=threads or max(1, available_cores() - 1))
+    assert checkpoint.onnx is not None
+    started = time.perf_counter()
+    with (
+        open_session("onnxruntime", checkpoint.onnx, settings) as session,
+        progress(quiet=as_json) as bar,
+    ):
+        report = evaluate.run(session, dataset, contract, options, bar)
+    seconds = time.perf_counter() - started
+    for text in report.notes:
+        note(f"Note: {text}")
+    if as_json:
+        emit(_answer(report, contract, dataset, seconds))
+        return
+    _show(model.name, dataset, report, per_class)
+
+
+def _open_model(path: Path) -> Checkpoint:
+    """The model's file with what it says about itself. Raises BadInput for anything but ONNX."""
+    from edgekit import checkpoint as checkpoints
+
+    loaded = checkpoints.load(path)
+    if loaded.onnx is None:
+        raise BadInput(
+            f"{path} is a checkpoint ({loaded.kind}), not an ONNX model.",
+            hint="Export it first: `edgekit export CHECKPOINT --target x86-fp32`.",
+        )
+    return loaded
+
+
+def _contract(checkpoint: Checkpoint, overrides: dict[str, Any], imgsz: str | None) -> Preprocess:
+    """The preprocessing contract: flags over metadata; assumed, with a warning, without either."""
+    from edgekit.stages import contract
+
+    resolved = contract.resolve(checkpoint, overrides, _size(imgsz))
+    if resolved.warning:
+        warn(resolved.warning)
+    return resolved.contract
+
+
+def _size(imgsz: str | None) -> tuple[int, int] | None:
+    """(height, width) from N or HxW."""
+    if imgsz is None:
+        return None
+    parts = imgsz.lower().replace(",", "x").split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(
+            f"The input size {imgsz!r} cannot be read.", hint="--imgsz 320 or --imgsz 320x416"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def _answer(
+    report: AccuracyReport, contract: Preprocess, dataset: Dataset, seconds: float
+) -> dict[str, Any]:
+    """The report's keys, with the contract, the class names and the time taken."""
+    from edgekit.types import to_json
+
+    answer: dict[str, Any] = to_json(report)
+    answer["preprocess"] = contract.to_dict()
+    answer["classes"] = list(dataset.names)
+    answer["seconds"] = seconds
+    return answer
+
+
+def _show(name: str, dataset: Dataset, report: AccuracyReport, per_class: bool) -> None:
+    from rich.table import Table
+
+    split = f" ({dataset.split})" if dataset.split else ""
+    click.echo(f"{name} on {report.images} images of {dataset.source.name}{split}")
+    table = Table()
+    table.add_column("metric")
+    table.add_column("%", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for key, label in _LABELS.items():
+        value = getattr(report, key)
+        if value is None:
+            continue
+        ends = report.intervals.get(key)
+        interval = f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}" if ends else ""
+        table.add_row(label, f"{100 * value:.2f}", interval)
+    print_table(table)
+    if per_class or len(report.per_class) <= _FEW_CLASSES:
+        classes = Table()
+        classes.add_column("class")
+        classes.add_column("mAP50-95 %" if report.task == "detect" else "%", justify="right")
+        for label, value in report.per_class.items():
+            classes.add_row(label, f"{100 * value:.2f}")
+        print_table(classes)
+    used = report.settings
+    parts = [f"head {used['head']}"]
+    if report.task == "detect":
+        parts.append(f"confidence {used['conf']:g}")
+        parts.append(f"NMS {used['nms']}" + (f" at IoU {used['iou']:g}" if "iou" in used else ""))
+        parts.append(f"at most {used['max_det']} boxes")
+        parts.append(
+            f"precision and recall at confidence {used['precision_recall_confidence']:.3f} "
+            "(best mean F1, IoU 0.5)"
+        )
+    click.echo("; ".join(parts) + ".")

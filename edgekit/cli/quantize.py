@@ -1,0 +1,100 @@
+"""`edgekit quantize`: insert INT8 QDQ with the ranges of a calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.console import console, emit, json_option, progress, warn
+from edgekit.cli.contract import contract_overrides, preprocess_options
+from edgekit.errors import UsageError
+
+EPILOG = """\b
+Example:
+  edgekit simplify model.onnx --prepare --out prepared.onnx
+  edgekit calibrate prepared.onnx --images calib/ --out calibration.npz
+  edgekit quantize prepared.onnx --calibration calibration.npz --target x86-int8
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--calibration", type=click.Path(path_type=Path), help="Statistics of this very model.")
+@click.option("--images", type=click.Path(path_type=Path), help="Images for the parity check.")
+@click.option("--target", "-t", default="x86-int8", show_default=True, help="Target profile.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="[default: MODEL.int8.onnx]")
+@click.option("--method", default="minmax", show_default=True,
+              help="minmax, entropy, percentile or mse; no image is run again.")
+@click.option("--per-channel/--per-tensor", default=None, help="Weight scales; default: the profile's.")
+@click.option("--weight-bits", type=click.Choice(["4", "6", "7", "8"]), help="Default: the profile's.")
+@click.option("--keep-float", multiple=True, metavar="NODE", help="A node that stays float (repeatable).")
+@preprocess_options
+@json_option
+def command(
+    model: Path,
+    calibration: Path | None,
+    images: Path | None,
+    target: str,
+    out: Path | None,
+    method: str,
+    per_channel: bool | None,
+    weight_bits: str | None,
+    keep_float: tuple[str, ...],
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Insert INT8 QDQ into MODEL by the target's placement rules.
+
+    The result is a plain ONNX file. With --images its outputs are compared with the float model's,
+    block by block.
+    """
+    from edgekit.pipeline.single import open_for_parity
+    from edgekit.stages import calibrate, quantize
+    from edgekit.target import load_target
+
+    if calibration is None:
+        raise UsageError(
+            "No calibration was given.",
+            hint=f"edgekit calibrate {model} --images DIR --out calibration.npz",
+        )
+    profile = load_target(target)
+    subject = open_for_parity(model, images, contract_overrides(arguments))
+    if subject.warning and images is not None:
+        warn(subject.warning)
+    options = quantize.QuantizeOptions(
+        keep_float=keep_float,
+        per_channel=per_channel,
+        weight_bits=int(weight_bits) if weight_bits else None,
+    )
+    with progress(quiet=as_json) as bar:
+        bar(0, 0, "quantize")
+        symmetric = profile.quantize is not None and profile.quantize.symmetric_activations
+        ranges = calibrate.open_calibration(calibration, method, symmetric=symmetric)
+        done = quantize.run(
+            subject.model,
+            ranges,
+            profile,
+            subject.feeds if images is not None else [],
+            out or model.with_suffix(".int8.onnx"),
+            options,
+        )
+    if as_json:
+        emit(
+            {
+                "model": done.model.path,
+                "size_mb": done.model.size_mb,
+                "int8_mac_share": done.placement.int8_mac_share,
+                "int8_layers": len(done.placement.compute),
+                "float_layers": done.placement.floats,
+                "parity": done.parity,
+            }
+        )
+        return
+    text = f"{done.model.path}: {done.model.size_mb:.2f} MB; " + "; ".join(done.notes)
+    if done.parity is not None:
+        text += f"; cosine {done.parity.cosine:.5f}, SQNR {done.parity.sqnr_db:.1f} dB"
+    console().print(text, soft_wrap=True)
+    for name, reason in done.placement.floats.items():
+        console().print(f"  float: {name}: {reason}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Accuracy: labelled data, decoding of heads, suppression, detection mAP, classification top-k."""

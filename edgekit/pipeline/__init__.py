@@ -1,0 +1,123 @@
+"""The stages in order: checkpoint → export → simplify → prepare → calibrate → quantize → build →
+evaluate → measure → bundle.
+
+Each stage is answered from the stage cache when its content was seen before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgekit.cache import StageCache
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.filehash import FileHashes
+from edgekit.pipeline.packing import Made, is_there, pack
+from edgekit.pipeline.request import ExportRequest, ExportResult
+from edgekit.pipeline.runner import StageRunner
+from edgekit.pipeline.steps import Steps
+from edgekit.pipeline.verdict import budget_missed, decide
+from edgekit.types import Progress, StageReport, no_progress
+
+__all__ = ["ExportRequest", "ExportResult", "export"]
+
+
+def export(
+    request: ExportRequest,
+    progress: Progress = no_progress,
+    note: Callable[[str], None] = lambda message: None,
+) -> tuple[ExportResult, EdgekitError | None]:
+    """Take a checkpoint to a verified bundle for the target.
+
+    Returns the result and, when a budget was missed, the error to raise after showing it: then no
+    bundle is written and an earlier one at `request.out` stays as it was. Everything else that goes
+    wrong is raised as the EdgekitError that fits.
+    """
+    profile = request.target
+    _demand_possible(request)
+    with StageCache(note=note) as cache, FileHashes(cache.folder / "hashes.json") as hashes:
+        runner = StageRunner(cache, progress, note, fresh=request.fresh)
+        steps = Steps(request, runner, hashes)
+        exported = steps.export()
+        if exported.value.warning:
+            note(f"Warning: {exported.value.warning}")
+        simplified = steps.simplify(exported)
+        prepared = steps.prepare(exported, simplified)
+        calibration = quantized = None
+        if profile.is_int8:
+            calibration = steps.calibrate(exported, prepared)
+            quantized = steps.quantize(exported, prepared, calibration)
+        built = steps.build(prepared, quantized)
+        evaluated_float = steps.evaluate("evaluate float", exported, prepared.value.model)
+        evaluated_int8 = None
+        if quantized is not None:
+            evaluated_int8 = steps.evaluate("evaluate int8", exported, quantized.value.model)
+        measured = steps.measure(exported, prepared, built, quantized)
+        float_accuracy = evaluated_float.value.accuracy if evaluated_float else None
+        int8_accuracy = evaluated_int8.value.accuracy if evaluated_int8 else None
+        verdict = decide(
+            profile,
+            quantized.value if quantized else None,
+            measured.value,
+            float_accuracy,
+            int8_accuracy,
+        )
+        made = Made(
+            exported=exported,
+            simplified=simplified,
+            prepared=prepared,
+            calibration=calibration,
+            quantized=quantized,
+            built=built,
+            evaluated_float=evaluated_float,
+            evaluated_int8=evaluated_int8,
+            measured=measured,
+            verdict=verdict,
+        )
+        missed = budget_missed(request, verdict)
+        key = made.key(steps)
+        unchanged = missed is None and is_there(request.out, key)
+        if missed is None and not unchanged:
+            progress(0, 0, "bundle")
+            pack(steps, made, key)
+        carries_int8 = verdict.precision == "int8"
+        result = ExportResult(
+            bundle=request.out,
+            verdict=verdict.text,
+            stages=tuple(runner.reports),
+            parameters=exported.value.parameters,
+            size_mb=(built.value.size_bytes if carries_int8 else prepared.value.model.size_bytes)
+            / 1e6,
+            float_latency=measured.value.float_latency,
+            int8_latency=measured.value.int8_latency,
+            speedup=measured.value.speedup,
+            float_accuracy=float_accuracy,
+            int8_accuracy=int8_accuracy,
+            precision=verdict.precision,
+            unchanged=unchanged,
+            warnings=(exported.value.warning,) if exported.value.warning else (),
+        )
+    return result, missed
+
+
+def _demand_possible(request: ExportRequest) -> None:
+    """Refuse early what can never work, before any stage has run."""
+    from edgekit.builders import demand_builder
+
+    demand_builder(request.target)
+    if request.target.is_int8 and request.images is None:
+        raise UsageError(
+            f"The target {request.target.name} calibrates, and no calibration images were given.",
+            hint="Give a folder of a hundred or so typical images: --images DIR.",
+        )
+
+
+def parity_of(report: StageReport) -> dict[str, float] | None:
+    """The parity keys of the design's machine-readable answers."""
+    if report.parity is None:
+        return None
+    return {
+        "cosine": report.parity.cosine,
+        "sqnr_db": report.parity.sqnr_db,
+        "max_abs_error": report.parity.max_abs_error,
+        "max_rel_error": report.parity.max_rel_error,
+    }

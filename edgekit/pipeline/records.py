@@ -1,0 +1,99 @@
+"""What the stages of an export leave in the stage cache: plain records with paths of their own files."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit.preprocess import Preprocess
+from edgekit.types import (
+    AccuracyReport,
+    Engine,
+    LatencyReport,
+    OnnxModel,
+    ParityReport,
+    SpeedUp,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The export stage: the ONNX model, its contract, and what the checkpoint said of itself."""
+
+    model: OnnxModel
+    contract: Preprocess
+    origin: str
+    warning: str
+    kind: str
+    task: str | None = None
+    head: str | None = None
+    names: tuple[str, ...] = ()
+    parameters: int = 0
+    parity: ParityReport | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedRecord:
+    """The quantize stage: the QDQ model and where it computes in integers."""
+
+    model: OnnxModel
+    int8_mac_share: float
+    compute: tuple[str, ...]
+    floats: dict[str, str] = field(default_factory=dict)
+    weight_bits: int = 8
+    parity: ParityReport | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """The build stage: what the runtime loads."""
+
+    engine: Engine
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Accuracy of one model, with the hashes of the images it was measured on."""
+
+    accuracy: AccuracyReport
+    image_sha256: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Latency of the float model and, for an INT8 target, of the INT8 model in the same run.
+
+    `blame` names what takes longer in INT8 than in float, the worst first; empty where INT8 pays.
+    """
+
+    float_latency: LatencyReport
+    int8_latency: LatencyReport | None = None
+    speedup: SpeedUp | None = None
+    blame: tuple[str, ...] = ()
+
+
+def relocate(value: T, old: Path | None, new: Path | None) -> T:
+    """A copy of a record whose files moved: under `old` → relative; relative → under `new`."""
+    result: Any = value
+    if isinstance(value, Path):
+        if old is not None and value.is_relative_to(old):
+            result = value.relative_to(old)
+        elif new is not None and not value.is_absolute():
+            result = new / value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {
+            item.name: relocate(getattr(value, item.name), old, new)
+            for item in dataclasses.fields(value)
+        }
+        result = dataclasses.replace(value, **changed)
+    elif isinstance(value, tuple):
+        result = tuple(relocate(item, old, new) for item in value)
+    return result  # type: ignore[no-any-return]

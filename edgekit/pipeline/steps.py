@@ -1,0 +1,420 @@
+"""Each stage of an export with its cache key: what it depends on, and the call that does it.
+
+Stage modules with heavy imports are imported inside the work that needs them; keys are made of
+hashes, options and versions alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import checkpoint as checkpoints
+from edgekit import cpu
+from edgekit.codec import to_record
+from edgekit.filehash import FileHashes
+from edgekit.pipeline.inputs import CalibrationImages
+from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
+from edgekit.pipeline.request import ExportRequest
+from edgekit.pipeline.runner import Outcome, StageRunner
+from edgekit.require import versions_of
+from edgekit.types import Calibration, OnnxModel, StageOutput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgekit.metrics.datasets import Dataset
+
+# raised when a stage's answer for the same content changes; part of its key
+VERSIONS = {
+    "export": 1,
+    "simplify": 1,
+    "prepare": 1,
+    "calibrate": 1,
+    "quantize": 1,
+    "build": 1,
+    "evaluate": 1,
+    "measure": 1,
+}
+
+
+class Steps:
+    """The stages of one export; call them in the order of the methods."""
+
+    def __init__(self, request: ExportRequest, runner: StageRunner, hashes: FileHashes) -> None:
+        self.request = request
+        self.runner = runner
+        self.profile = request.target
+        self.hashes = hashes
+        self.images = CalibrationImages.collect(request.images, hashes, runner.progress)
+        self.checkpoint_sha256 = hashes.sha256(request.checkpoint)
+        self._feeds: list[NDArray[Any]] | None = None
+
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        """The labelled images, None when none were given."""
+        if self.request.data is None:
+            return None
+        from edgekit.metrics.datasets import open_dataset
+
+        return open_dataset(self.request.data, split=self.request.split, limit=self.request.limit)
+
+    def feeds(self, exported: Exported) -> list[NDArray[Any]]:
+        if self._feeds is None:
+            self._feeds = self.images.feeds(exported.contract)
+        return self._feeds
+
+    def _fields(self, stage: str, *libraries: str, **fields: Any) -> dict[str, Any]:
+        return {"version": VERSIONS[stage], "libraries": versions_of(*libraries), **fields}
+
+    # --- checkpoint to float graph ----------------------------------------------------------
+
+    def export(self) -> Outcome[Exported]:
+        request = self.request
+        fields = self._fields(
+            "export",
+            "torch",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "ultralytics",
+            checkpoint=self.checkpoint_sha256,
+            load=checkpoints.options_key(request.load),
+            size=list(request.size) if request.size else None,
+            overrides=to_record(dict(request.overrides)),
+            head=request.head,
+            opset=self.profile.build.opset,
+            dynamic_batch=request.dynamic_batch,
+            images=self.images.parity_key,
+        )
+        outcome = self.runner.run("export", fields, Exported, self._export)
+        value = outcome.value
+        self.runner.report(
+            "export",
+            outcome,
+            size_bytes=value.model.size_bytes,
+            parity=value.parity,
+            notes=value.notes,
+        )
+        return outcome
+
+    def _export(self, folder: Path) -> Exported:
+        from edgekit.stages import contract, export
+
+        request = self.request
+        loaded = checkpoints.load(request.checkpoint, request.load)
+        if request.head is not None:
+            loaded = dataclasses.replace(loaded, head=request.head)
+        resolved = contract.resolve(loaded, request.overrides, request.size)
+        feeds = self.images.feeds(resolved.contract)
+        options = export.ExportOptions(
+            opset=self.profile.build.opset, dynamic_batch=request.dynamic_batch
+        )
+        done = export.run(loaded, resolved.contract, feeds, folder / "model.onnx", options)
+        notes = loaded.notes + done.notes
+        if not self.images.paths:
+            notes += ("no images were given: parity was checked on noise",)
+        return Exported(
+            model=done.model,
+            contract=resolved.contract,
+            origin=resolved.origin,
+            warning=resolved.warning,
+            kind=loaded.kind,
+            task=loaded.task,
+            head=loaded.head,
+            names=loaded.names,
+            parameters=loaded.parameters,
+            parity=done.parity,
+            notes=notes,
+        )
+
+    def simplify(self, exported: Outcome[Exported]) -> Outcome[StageOutput]:
+        from edgekit.stages import simplify
+
+        options = simplify.SimplifyOptions()
+        fields = self._fields(
+            "simplify",
+            "onnx",
+            "onnxruntime",
+            *options.ladder,
+            model=exported.value.model.sha256,
+            ladder=list(options.ladder),
+            images=self.images.parity_key,
+        )
+        return self._model_stage(
+            "simplify",
+            fields,
+            lambda out: simplify.run(
+                exported.value.model, self.feeds(exported.value), out, options
+            ),
+        )
+
+    def prepare(
+        self, exported: Outcome[Exported], simplified: Outcome[StageOutput]
+    ) -> Outcome[StageOutput]:
+        fields = self._fields(
+            "prepare",
+            "onnx",
+            "onnx_ir",
+            "onnxruntime",
+            model=simplified.value.model.sha256,
+            images=self.images.parity_key,
+        )
+
+        def work(out: Path) -> StageOutput:
+            from edgekit.stages import prepare
+
+            return prepare.run(simplified.value.model, self.feeds(exported.value), out)
+
+        return self._model_stage("prepare", fields, work)
+
+    def _model_stage(
+        self, name: str, fields: dict[str, Any], work: Callable[[Path], StageOutput]
+    ) -> Outcome[StageOutput]:
+        outcome = self.runner.run(
+            name, fields, StageOutput, lambda folder: work(folder / "model.onnx")
+        )
+        value = outcome.value
+        self.runner.report(
+            name, outcome, size_bytes=value.model.size_bytes, parity=value.parity, notes=value.notes
+        )
+        return outcome
+
+    # --- INT8 -------------------------------------------------------------------------------
+
+    def calibrate(
+        self, exported: Outcome[Exported], prepared: Outcome[StageOutput]
+    ) -> Outcome[Calibration]:
+        from edgekit.stages.quantize import rules_of
+
+        request = self.request
+        rules = rules_of(self.profile)
+        fields = self._fields(
+            "calibrate",
+            "onnxruntime",
+            "cv2",
+            "numpy",
+            graph=prepared.value.model.sha256,
+            images=sorted(self.images.sha256),
+            preprocess=exported.value.contract.to_dict(),
+            operators=list(rules.operators),
+            follow=list(rules.follow),
+            max_bad_share=request.max_bad_share,
+        )
+        key = self.runner.cache.key("calibrate", fields)
+
+        def work(folder: Path) -> Calibration:
+            from edgekit.stages import calibrate
+            from edgekit.stages.quantize import observed_tensors
+
+            options = calibrate.CalibrateOptions(
+                method=request.method,
+                tensors=observed_tensors(prepared.value.model, self.profile),
+                symmetric=_symmetric(self.profile),
+                workers=request.workers,
+                threads=cpu.available_cores(),
+                max_bad_share=request.max_bad_share,
+                partial=self.runner.cache.partial(key),
+            )
+            return calibrate.run(
+                prepared.value.model,
+                self.images.source,
+                exported.value.contract,
+                folder / "calibration.npz",
+                options,
+                self.runner.progress,
+            )
+
+        outcome = self.runner.run("calibrate", fields, Calibration, work)
+        value = outcome.value
+        notes = [f"{value.images} images, {value.method}"]
+        if value.skipped:
+            notes.append(f"{len(value.skipped)} images skipped")
+        self.runner.report("calibrate", outcome, notes=tuple(notes))
+        return outcome
+
+    def quantize(
+        self,
+        exported: Outcome[Exported],
+        prepared: Outcome[StageOutput],
+        calibration: Outcome[Calibration],
+    ) -> Outcome[QuantizedRecord]:
+        from edgekit.stages import quantize
+
+        request = self.request
+        options = quantize.QuantizeOptions(keep_float=request.keep_float)
+        fields = self._fields(
+            "quantize",
+            "onnx",
+            "onnx_ir",
+            "onnxruntime",
+            "numpy",
+            graph=prepared.value.model.sha256,
+            statistics=calibration.value.sha256,
+            method=request.method,
+            rules=to_record(quantize.rules_of(self.profile)),
+            scheme=to_record(quantize.scheme_of(self.profile, options)),
+            keep_float=list(request.keep_float),
+            images=self.images.parity_key,
+        )
+
+        def work(folder: Path) -> QuantizedRecord:
+            done = quantize.run(
+                prepared.value.model,
+                with_method(calibration.value, request.method, _symmetric(self.profile)),
+                self.profile,
+                self.feeds(exported.value),
+                folder / "model.onnx",
+                options,
+            )
+            return QuantizedRecord(
+                model=done.model,
+                int8_mac_share=done.placement.int8_mac_share,
+                compute=done.placement.compute,
+                floats=done.placement.floats,
+                weight_bits=done.scheme.weight_bits,
+                parity=done.parity,
+                notes=done.notes,
+            )
+
+        outcome = self.runner.run("quantize", fields, QuantizedRecord, work)
+        value = outcome.value
+        self.runner.report(
+            "quantize",
+            outcome,
+            size_bytes=value.model.size_bytes,
+            parity=value.parity,
+            notes=value.notes,
+        )
+        return outcome
+
+    # --- what the runtime loads, and what it is worth ----------------------------------------
+
+    def build(
+        self, prepared: Outcome[StageOutput], quantized: Outcome[QuantizedRecord] | None
+    ) -> Outcome[Built]:
+        model = quantized.value.model if quantized else prepared.value.model
+        fields = self._fields(
+            "build",
+            self.profile.runtime.name,
+            model=model.sha256,
+            target=_build_key(self.profile),
+        )
+
+        def work(folder: Path) -> Built:
+            from edgekit.builders import build
+
+            engine = build(model, self.profile, folder)
+            return Built(engine=engine, size_bytes=sum(f.stat().st_size for f in engine.files))
+
+        outcome = self.runner.run("build", fields, Built, work)
+        value = outcome.value
+        self.runner.report("build", outcome, size_bytes=value.size_bytes, notes=value.engine.notes)
+        return outcome
+
+    def evaluate(
+        self, name: str, exported: Outcome[Exported], model: OnnxModel
+    ) -> Outcome[Evaluated] | None:
+        """Accuracy of an ONNX model on the labelled images; None when there are none."""
+        dataset = self.dataset
+        if dataset is None:
+            return None
+        value = exported.value
+        fields = self._fields(
+            "evaluate",
+            "onnxruntime",
+            "faster_coco_eval",
+            "numpy",
+            "cv2",
+            model=model.sha256,
+            preprocess=value.contract.to_dict(),
+            head=value.head,
+            data=dataset.sha256(),
+            isa=list(cpu.detect().isa),
+        )
+
+        def work(folder: Path) -> Evaluated:
+            from edgekit.runtimes import open_session
+            from edgekit.runtimes.base import SessionOptions
+            from edgekit.stages import evaluate
+
+            options = evaluate.EvaluateOptions(head=value.head)
+            threads = max(1, cpu.available_cores() - 1)
+            with open_session(
+                "onnxruntime", model.path, SessionOptions(threads=threads)
+            ) as session:
+                accuracy = evaluate.run(
+                    session, dataset, value.contract, options, self.runner.progress
+                )
+            hashes = tuple(sample.sha256() for sample in dataset.samples)
+            return Evaluated(accuracy=accuracy, image_sha256=hashes, notes=dataset.notes)
+
+        outcome = self.runner.run("evaluate", fields, Evaluated, work)
+        accuracy = outcome.value.accuracy
+        self.runner.report(
+            name,
+            outcome,
+            notes=(f"{accuracy.metric} {100 * accuracy.value:.2f} on {accuracy.images} images",),
+        )
+        return outcome
+
+    def measure(
+        self,
+        exported: Outcome[Exported],
+        prepared: Outcome[StageOutput],
+        built: Outcome[Built],
+        quantized: Outcome[QuantizedRecord] | None,
+    ) -> Outcome[Measured]:
+        machine = cpu.detect()
+        settings = self.profile.measure
+        fields = self._fields(
+            "measure",
+            self.profile.runtime.name,
+            float=prepared.value.model.sha256,
+            model=built.value.engine.sha256,
+            settings=dataclasses.asdict(settings),
+            machine=[platform.node(), machine.model, list(machine.isa), machine.cores],
+        )
+
+        def work(folder: Path) -> Measured:
+            from edgekit.stages import time_export
+
+            plain, int8, speedup, blame = time_export.run(
+                prepared.value.model,
+                built.value.engine if quantized else None,
+                self.feeds(exported.value),
+                settings,
+                self.runner.progress,
+            )
+            return Measured(float_latency=plain, int8_latency=int8, speedup=speedup, blame=blame)
+
+        outcome = self.runner.run("measure", fields, Measured, work)
+        value = outcome.value
+        notes = [f"float p50 {value.float_latency.p50_ms:.2f} ms"]
+        if value.int8_latency is not None and value.speedup is not None:
+            notes.append(f"int8 p50 {value.int8_latency.p50_ms:.2f} ms")
+            notes.append(f"{value.speedup.ratio:.2f}x")
+        self.runner.report("measure", outcome, notes=tuple(notes))
+        return outcome
+
+
+def _symmetric(profile: Any) -> bool:
+    return profile.quantize is not None and profile.quantize.symmetric_activations
+
+
+def _build_key(profile: Any) -> dict[str, Any]:
+    plain = profile.to_dict()
+    return {"runtime": plain["runtime"], "build": plain["build"]}
+
+
+def with_method(calibration: Calibration, method: str, symmetric: bool) -> Calibration:
+    """The calibration with ranges chosen by `method` from its statistics, no image run again."""
+    if calibration.method == method:
+        return calibration
+    from edgekit.stages import calibrate
+
+    return calibrate.choose_ranges(calibration, method, symmetric=symmetric)

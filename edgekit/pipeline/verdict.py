@@ -1,0 +1,100 @@
+"""The plain verdict: which model the bundle carries, and what a person must know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.errors import AccuracyBudgetMissed, EdgekitError, LatencyBudgetMissed
+from edgekit.pipeline.records import Measured, QuantizedRecord
+from edgekit.pipeline.request import ExportRequest
+from edgekit.target import TargetProfile
+from edgekit.types import AccuracyReport, LatencyReport
+
+# a drop of this many points without a budget still deserves a warning
+_REMARKABLE_DROP = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """`precision` of the model that is carried ("int8", "fp32"), its latency, and the sentence.
+
+    `drop` is the loss of accuracy in points (float minus carried model), None without labels.
+    """
+
+    precision: str
+    text: str
+    latency: LatencyReport
+    drop: float | None
+
+
+def decide(
+    profile: TargetProfile,
+    quantized: QuantizedRecord | None,
+    measured: Measured,
+    float_accuracy: AccuracyReport | None,
+    int8_accuracy: AccuracyReport | None,
+) -> Verdict:
+    """Choose between the INT8 and the float model.
+
+    INT8 is carried unless it is slower: the interval of its speed-up lies below 1.0 as a whole.
+    """
+    if quantized is None or measured.int8_latency is None or measured.speedup is None:
+        text = f"Float model for {profile.name}: p50 {measured.float_latency.p50_ms:.2f} ms."
+        if float_accuracy is not None:
+            text += f" {_name(float_accuracy)} {100 * float_accuracy.value:.1f}."
+        return Verdict(
+            precision=profile.build.precision, text=text, latency=measured.float_latency, drop=None
+        )
+    speed = measured.speedup
+    span = f"{speed.ratio:.2f}x ({speed.low:.2f}-{speed.high:.2f})"
+    drop = None
+    if float_accuracy is not None and int8_accuracy is not None:
+        drop = 100 * (float_accuracy.value - int8_accuracy.value)
+    if speed.high < 1.0:
+        blamed = "; ".join(measured.blame[:3])
+        text = f"INT8 does not help here: {span} the speed of float. The float model is carried."
+        if blamed:
+            text += f" Slower in INT8: {blamed}."
+        return Verdict(precision="fp32", text=text, latency=measured.float_latency, drop=0.0)
+    if speed.low > 1.0:
+        text = f"INT8 pays: {span} the speed of float"
+    else:
+        text = f"INT8 is about as fast as float: {span}"
+    text += f", {quantized.int8_mac_share:.0%} of the MACs in INT8"
+    if drop is not None and float_accuracy is not None and int8_accuracy is not None:
+        text += (
+            f", {_name(float_accuracy)} {100 * float_accuracy.value:.2f} → "
+            f"{100 * int8_accuracy.value:.2f} ({-drop:+.2f} points)"
+        )
+        if drop > _REMARKABLE_DROP:
+            text += ". That is a large loss: set --max-drop, or keep layers float"
+    else:
+        text += "; accuracy not measured (no --data)"
+    return Verdict(precision="int8", text=text + ".", latency=measured.int8_latency, drop=drop)
+
+
+def _name(accuracy: AccuracyReport) -> str:
+    return "mAP50-95" if accuracy.task == "detect" else "top-1"
+
+
+def budget_missed(request: ExportRequest, verdict: Verdict) -> EdgekitError | None:
+    """The error for the first budget that the carried model misses, None when all are kept."""
+    if (
+        request.max_drop is not None
+        and verdict.drop is not None
+        and verdict.drop > request.max_drop
+    ):
+        return AccuracyBudgetMissed(
+            f"INT8 loses {verdict.drop:.2f} points, the budget is {request.max_drop:g}.",
+            hint="Try --method entropy, percentile or mse, more calibration images, or --keep-float.",
+        )
+    for name, budget, value in (
+        ("p99", request.max_p99_ms, verdict.latency.p99_ms),
+        ("p50", request.max_p50_ms, verdict.latency.p50_ms),
+    ):
+        if budget is not None and value > budget:
+            return LatencyBudgetMissed(
+                f"{name} is {value:.2f} ms, the budget is {budget:g} ms.",
+                hint="Measure on a quiet machine, use a smaller input (--imgsz), or a smaller model.",
+            )
+    return None

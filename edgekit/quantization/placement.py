@@ -1,0 +1,359 @@
+"""Which nodes compute in INT8 and which tensors carry integers: rules about structure, never names.
+
+Two questions, asked of the prepared graph:
+
+- before calibration: which tensors might carry integers (`observed`);
+- with their ranges: which do (`place`).
+
+A *compute* node (Conv, Gemm, MatMul with constant weights) is worth integers by itself. A *follow*
+node (MaxPool, Concat, Add, …) only carries them through: it becomes INT8 when everything it reads
+is quantized anyway and something behind it wants integers. What a fused activation (Relu, Clip)
+makes is quantized behind the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekit.quantization.macs import graph_macs, static_shape
+from edgekit.types import Range
+
+FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
+"""Activations that disappear into the convolution: their clipping is that of the integer range."""
+
+SAME_SCALE = frozenset(
+    {
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Slice",
+        "Split",
+        "Gather",
+    }
+)
+"""Operators that only move or select values: output and input must share scale and zero point."""
+
+MIXED_RANGES = frozenset({"Concat", "Add"})
+"""Operators that join tensors: one scale for inputs of very different range loses the small one."""
+
+# Convs below this share of the MACs are looked through when the last layers are sought: a DFL's
+# 16-to-1 convolution, for one, is arithmetic, not a layer
+_NEGLIGIBLE = 0.005
+# The last layers stay float only as long as they are a small part of the work
+_HEAD_SHARE = 0.12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a runtime on an instruction set can do with integers; from the target profile.
+
+    `operators` compute, `follow` carry; `keep_float` names rules ("head", "depthwise", "gemv",
+    "first") or operator types; convolutions whose input has fewer than `min_channels` channels stay
+    float; inputs of a join whose amax differ by more than `max_range_ratio` keep scales of their own.
+    """
+
+    operators: tuple[str, ...]
+    follow: tuple[str, ...]
+    keep_float: tuple[str, ...] = ("head",)
+    min_channels: int = 0
+    max_range_ratio: float = 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The decision: node names that compute or carry INT8, with the tensors that get QDQ.
+
+    `tensors` maps a tensor's name to the name of the tensor whose range it takes (itself, unless it
+    shares a scale). `floats` maps each compute node left float to the reason.
+    """
+
+    compute: tuple[str, ...]
+    carry: tuple[str, ...]
+    tensors: dict[str, str]
+    floats: dict[str, str] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of the counted MACs that INT8 nodes compute."""
+        total = sum(self.macs.values())
+        return sum(self.macs.get(name, 0) for name in self.compute) / total if total else 0.0
+
+
+def is_constant(value: Any) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _is_float(value: Any) -> bool:
+    import onnx_ir as ir
+
+    return value is not None and (value.dtype is None or value.dtype == ir.DataType.FLOAT)
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else int(attribute.as_int())
+
+
+def channel_axis(node: Any) -> int | None:
+    """Axis of the weight's output channels; None for operators without one."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        # per-channel needs one group: with more, axis 1 repeats per group
+        return 1 if _attribute(node, "group", 1) == 1 else None
+    if node.op_type == "Gemm":
+        return 0 if _attribute(node, "transB", 0) else 1
+    if node.op_type == "MatMul":
+        shape = static_shape(node.inputs[1])
+        return None if shape is None or len(shape) != 2 else 1
+    return None
+
+
+def _can_compute(node: Any, rules: Rules) -> str:
+    """Why a compute node cannot be INT8, "" when it can."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if not is_constant(weight):
+        return "its weight is not a constant"
+    if not _is_float(node.inputs[0]) or not _is_float(weight):
+        return "it does not compute in float32"
+    if node.op_type == "Gemm":
+        alpha, beta = node.attributes.get("alpha"), node.attributes.get("beta")
+        if (alpha is not None and alpha.as_float() != 1.0) or (
+            beta is not None and beta.as_float() != 1.0
+        ):
+            return "its alpha or beta is not 1"
+        if _attribute(node, "transA", 0):
+            return "its input is transposed"
+    if len(node.inputs) > 2 and node.inputs[2] is not None and not is_constant(node.inputs[2]):
+        return "its bias is not a constant"
+    if node.op_type in rules.keep_float:
+        return f"the profile keeps {node.op_type} float"
+    shape = static_shape(weight) or ()
+    if node.op_type == "Conv":
+        groups = _attribute(node, "group", 1)
+        if "depthwise" in rules.keep_float and groups > 1 and shape[1] == 1:
+            return "the profile keeps depthwise convolutions float"
+        if groups == 1 and shape[1] < rules.min_channels:
+            return f"it reads {shape[1]} channels, the profile wants {rules.min_channels}"
+    if "gemv" in rules.keep_float and node.op_type in ("Gemm", "MatMul"):
+        output = static_shape(node.outputs[0])
+        if output is None or len(output) < 2 or all(size == 1 for size in output[:-1]):
+            return "a matrix-vector product gains nothing"
+    return ""
+
+
+def fused_output(node: Any, rules: Rules) -> Any:
+    """The value that carries the node's result to the outside: behind a fused activation, if any."""
+    value = node.outputs[0]
+    uses = value.uses()
+    if len(uses) == 1 and not value.is_graph_output():
+        consumer = uses[0].node
+        if consumer.op_type in FUSED_ACTIVATIONS and _clips_to_zero_or_range(consumer):
+            return consumer.outputs[0]
+    return value
+
+
+def _clips_to_zero_or_range(node: Any) -> bool:
+    """Whether the activation is a clip with constant bounds that an integer range can express."""
+    if node.op_type == "Relu":
+        return True
+    return all(value is None or is_constant(value) for value in node.inputs[1:])
+
+
+def head_nodes(graph: Any, macs: Mapping[str, int], rules: Rules) -> dict[str, str]:
+    """Convolutions behind which no other real one lies: a detection head's last layers, by structure.
+
+    They stay float when they are convolutions, because what they make is read as boxes and scores;
+    a classifier's last Gemm has one meaning and is quantized. When the set is more than a small
+    part of the work it is left alone.
+    """
+    total = sum(macs.values()) or 1
+    compute = [node for node in graph if node.op_type in rules.operators]
+    real = {node for node in compute if macs.get(node.name, 0) >= _NEGLIGIBLE * total}
+    reaches: dict[Any, bool] = {}
+
+    for node in reversed(list(graph)):
+        behind = False
+        for output in node.outputs:
+            for use in output.uses():
+                behind = behind or use.node in real or reaches.get(use.node, False)
+        reaches[node] = behind
+    found = {
+        node.name: "a last layer of the head"
+        for node in compute
+        if node.op_type == "Conv" and not reaches[node]
+    }
+    share = sum(macs.get(name, 0) for name in found) / total
+    return found if share <= _HEAD_SHARE else {}
+
+
+def _data_inputs(node: Any) -> list[Any]:
+    """Inputs that carry activations: not constants, shapes, indices or empty slots."""
+    values = [value for value in node.inputs if value is not None and not is_constant(value)]
+    return [value for value in values if _is_float(value)]
+
+
+def _resize_keeps_values(node: Any) -> bool:
+    mode = node.attributes.get("mode")
+    return mode is None or mode.as_string() == "nearest"
+
+
+def shares_scale(node: Any) -> bool:
+    """Whether the node's output holds only values of its input."""
+    if node.op_type == "Resize":
+        return _resize_keeps_values(node)
+    return node.op_type in SAME_SCALE
+
+
+def compute_nodes(
+    graph: Any, rules: Rules, keep: Collection[str], macs: Mapping[str, int]
+) -> tuple[list[Any], dict[str, str]]:
+    """Compute nodes that become INT8, and the others with the reason each stays float."""
+    floats: dict[str, str] = {}
+    head = head_nodes(graph, macs, rules) if "head" in rules.keep_float else {}
+    chosen = []
+    first_seen = False
+    for node in graph:
+        if node.op_type not in rules.operators:
+            continue
+        reason = _can_compute(node, rules) or head.get(node.name, "")
+        if not reason and not first_seen and "first" in rules.keep_float:
+            reason = "the profile keeps the first layer float"
+        first_seen = True
+        if not reason and node.name in keep:
+            reason = "asked to stay float"
+        if reason:
+            floats[node.name] = reason
+        else:
+            chosen.append(node)
+    return chosen, floats
+
+
+def observed(model: Any, rules: Rules) -> tuple[str, ...]:
+    """Names of all tensors that may carry integers under any choice of float nodes; graph order."""
+    graph = model.graph
+    names: dict[str, None] = {}
+
+    def add(value: Any) -> None:
+        if value is not None and not is_constant(value) and _is_float(value) and value.name:
+            names.setdefault(value.name)
+
+    for node in graph:
+        if node.op_type in rules.operators and not _can_compute(node, rules):
+            add(node.inputs[0])
+            add(fused_output(node, rules))
+        elif node.op_type in rules.follow:
+            for value in _data_inputs(node):
+                add(value)
+            for value in node.outputs:
+                add(value)
+                if value.uses():
+                    add(fused_output(node, rules))
+    return tuple(names)
+
+
+def place(
+    model: Any, rules: Rules, ranges: Mapping[str, Range], keep: Collection[str] = ()
+) -> Placement:
+    """Decide. `keep` names nodes that must stay float; nodes without ranges stay float too."""
+    graph = model.graph
+    macs = graph_macs(graph)
+    chosen, floats = compute_nodes(graph, rules, keep, macs)
+    wanted: set[Any] = set()
+    produced: set[Any] = set()
+    compute = []
+    for node in chosen:
+        source, result = node.inputs[0], fused_output(node, rules)
+        missing = [v.name for v in (source, result) if v.name not in ranges]
+        if missing:
+            floats[node.name] = f"no calibrated range for '{missing[0]}'"
+            continue
+        wanted.add(source)
+        produced.add(result)
+        compute.append(node)
+
+    carry = _carried(graph, rules, ranges, keep, wanted, produced)
+    tensors = wanted | produced
+    for node in carry:
+        tensors.update(_data_inputs(node))
+        tensors.add(fused_output(node, rules))
+        if shares_scale(node):
+            tensors.update(node.outputs)
+    return Placement(
+        compute=tuple(node.name for node in compute),
+        carry=tuple(node.name for node in carry),
+        tensors=_scale_owners(graph, carry, tensors, ranges),
+        floats=floats,
+        macs=macs,
+    )
+
+
+def _carried(
+    graph: Any,
+    rules: Rules,
+    ranges: Mapping[str, Range],
+    keep: Collection[str],
+    wanted: set[Any],
+    produced: set[Any],
+) -> list[Any]:
+    """Follow nodes that carry integers: all inputs quantized, and integers wanted behind them."""
+    have = wanted | produced
+    tentative: list[Any] = []
+    for node in graph:
+        if node.op_type not in rules.follow or node.name in keep:
+            continue
+        inputs = _data_inputs(node)
+        if not inputs or any(value not in have for value in inputs):
+            continue
+        if node.op_type == "Resize" and not _resize_keeps_values(node):
+            continue
+        if node.op_type in ("Add", "Mul", "Sub") and len(inputs) != 2:
+            continue
+        if any(output.name not in ranges and not shares_scale(node) for output in node.outputs):
+            continue
+        if node.op_type in MIXED_RANGES and _ratio(inputs, ranges) > rules.max_range_ratio:
+            continue
+        tentative.append(node)
+        have.add(fused_output(node, rules))
+        have.update(node.outputs)
+
+    kept: list[Any] = []
+    demanded = set(wanted)
+    for node in reversed(tentative):
+        outputs = {fused_output(node, rules), *node.outputs}
+        if outputs & demanded:
+            kept.append(node)
+            demanded.update(_data_inputs(node))
+    return kept[::-1]
+
+
+def _ratio(values: list[Any], ranges: Mapping[str, Range]) -> float:
+    spans = [ranges[value.name].amax for value in values if value.name in ranges]
+    spans = [span for span in spans if span > 0]
+    return max(spans) / min(spans) if len(spans) > 1 else 1.0
+
+
+def _scale_owners(
+    graph: Any, carry: list[Any], tensors: set[Any], ranges: Mapping[str, Range]
+) -> dict[str, str]:
+    """Map each quantized tensor to the tensor whose range it takes, following same-scale operators.
+
+    A value-moving operator's outputs take the range of its input: every value they hold is there.
+    """
+    owners: dict[str, str] = {value.name: value.name for value in tensors}
+    for node in carry:  # graph order: the input's owner is final
+        if shares_scale(node):
+            source = _data_inputs(node)[0].name
+            for output in node.outputs:
+                owners[output.name] = owners.get(source, source)
+    order = {value.name: None for value in graph.inputs}
+    for node in graph:
+        for output in node.outputs:
+            order[output.name] = None
+    return {name: owners[name] for name in order if name in owners and owners[name] in ranges}

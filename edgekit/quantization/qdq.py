@@ -1,0 +1,195 @@
+"""QuantizeLinear/DequantizeLinear insertion: a Placement and ranges become a QDQ graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.quantization.placement import Placement, channel_axis, is_constant
+from edgekit.quantization.scheme import (
+    Scheme,
+    activation_params,
+    quantize_bias,
+    quantize_weight,
+    weight_scale,
+    widen_for_bias,
+)
+from edgekit.types import QuantParams, Range
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def insert(
+    model: Any, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme
+) -> dict[str, QuantParams]:
+    """Put QDQ into `model` (onnx_ir.Model, changed in place); return the parameters by tensor name.
+
+    Each placed tensor gets one QuantizeLinear and one DequantizeLinear behind its producer. What an
+    INT8 node made is read by everybody through them (a runtime fuses the convolution with the
+    QuantizeLinear only when that is its sole reader); what a float node made is read by float nodes
+    as it is. Weights and biases get a DequantizeLinear of their own.
+    """
+    inserter = _Inserter(model, scheme)
+    integer = set(placement.compute) | set(placement.carry)
+    params: dict[str, QuantParams] = {}
+    values = {value.name: value for value in model.graph.inputs}
+    for node in model.graph:
+        for output in node.outputs:
+            values[output.name] = output
+    for name, owner in placement.tensors.items():
+        params[name] = activation_params(ranges[owner], scheme)
+        inserter.activation(values[name], params[name], integer)
+    compute = set(placement.compute)
+    for node in list(model.graph):
+        if node.name in compute:
+            source = node.inputs[0].meta.get("edgekit.quantized", "")
+            inserter.weights(node, params[source])
+    # float weights and biases that only integers replace now would be dead bytes in the file
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+    return params
+
+
+class _Inserter:
+    """Makes the nodes and constants, sharing what is equal."""
+
+    def __init__(self, model: Any, scheme: Scheme) -> None:
+        self.graph = model.graph
+        self.scheme = scheme
+        self._weights: dict[tuple[Any, ...], Any] = {}
+
+    def constant(self, name: str, array: NDArray[Any]) -> Any:
+        import onnx_ir as ir
+
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+        self.graph.initializers[name] = value
+        return value
+
+    def _node(self, op_type: str, inputs: list[Any], output: str, axis: int | None) -> Any:
+        import onnx_ir as ir
+
+        attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+        made = ir.Node(
+            "", op_type, inputs=inputs, attributes=attributes, name=f"{output}.{op_type}"
+        )
+        made.outputs[0].name = output
+        return made
+
+    def activation(self, value: Any, params: QuantParams, integer: set[str]) -> None:
+        """Q and DQ behind `value`, and the readers that take the dequantized value."""
+        name = value.name
+        producer = value.producer()
+        made_by_integer = producer is not None and (
+            producer.name in integer or self._fused_into_integer(producer, integer)
+        )
+        uses = list(value.uses())
+        scale = self.constant(f"{name}.scale", params.scale)
+        zero = self.constant(f"{name}.zero_point", params.zero_point)
+        quantize = self._node("QuantizeLinear", [value, scale, zero], f"{name}.quantized", None)
+        dequantize = self._node(
+            "DequantizeLinear", [quantize.outputs[0], scale, zero], f"{name}.dequantized", None
+        )
+        dequantized = dequantize.outputs[0]
+        dequantized.shape, dequantized.type = value.shape, value.type
+        dequantized.meta["edgekit.quantized"] = name
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [quantize, dequantize])
+        else:
+            self.graph.insert_after(producer, [quantize, dequantize])
+        for use in uses:
+            if made_by_integer or use.node.name in integer:
+                use.node.replace_input_with(use.idx, dequantized)
+        if made_by_integer and value.is_graph_output():
+            self._take_output(value, dequantized, name)
+
+    def _fused_into_integer(self, producer: Any, integer: set[str]) -> bool:
+        """Whether `producer` is an activation right behind an INT8 node."""
+        if producer.op_type not in ("Relu", "Clip") or producer.inputs[0] is None:
+            return False
+        before = producer.inputs[0].producer()
+        return before is not None and before.name in integer
+
+    def _take_output(self, value: Any, dequantized: Any, name: str) -> None:
+        for index, output in enumerate(self.graph.outputs):
+            if output is value:
+                self.graph.outputs[index] = dequantized
+        value.name = f"{name}.float"
+        dequantized.name = name
+
+    def weights(self, node: Any, source: QuantParams) -> None:
+        """Quantize the node's weight and, where the scheme says so, its bias."""
+        weight_value = node.inputs[1]
+        weight = np.asarray(weight_value.const_value.numpy())
+        axis = channel_axis(node) if self.scheme.per_channel else None
+        scale = weight_scale(weight, axis, self.scheme)
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = None
+        if bias_value is not None and is_constant(bias_value):
+            bias = np.asarray(bias_value.const_value.numpy())
+        if bias is not None and self.scheme.integer_bias:
+            largest = bias if axis is not None else np.abs(bias).max()
+            scale = np.asarray(widen_for_bias(scale, largest, source.scale), np.float32)
+        node.replace_input_with(1, self._weight(weight_value, weight, scale, axis))
+        if bias is not None and self.scheme.integer_bias:
+            node.replace_input_with(2, self._bias(node, bias, scale, axis, source))
+
+    def _weight(
+        self, value: Any, weight: NDArray[Any], scale: NDArray[np.float32], axis: int | None
+    ) -> Any:
+        key = (value.name, axis, scale.tobytes())
+        if key in self._weights:
+            return self._weights[key]
+        suffix = (
+            f".{len(self._weights)}" if f"{value.name}.scale" in self.graph.initializers else ""
+        )
+        stem = f"{value.name}{suffix}"
+        scale_value = self.constant(f"{stem}.scale", scale)
+        zero = self.constant(f"{stem}.zero_point", np.zeros(scale.shape, np.int8))
+        if self.scheme.explicit_weights:
+            quantize = self._node("QuantizeLinear", [value, scale_value, zero], f"{stem}.q", axis)
+            self.graph.insert_before(self.graph[0], [quantize])
+            integers = quantize.outputs[0]
+            after = quantize
+        else:
+            quantized = quantize_weight(weight, scale, axis, self.scheme)
+            integers = self.constant(f"{stem}.int8", quantized)
+            after = None
+        dequantize = self._node(
+            "DequantizeLinear", [integers, scale_value, zero], f"{stem}.dq", axis
+        )
+        if after is None:
+            self.graph.insert_before(self.graph[0], [dequantize])
+        else:
+            self.graph.insert_after(after, [dequantize])
+        result = dequantize.outputs[0]
+        result.shape, result.type = value.shape, value.type
+        self._weights[key] = result
+        return result
+
+    def _bias(
+        self,
+        node: Any,
+        bias: NDArray[Any],
+        scale: NDArray[np.float32],
+        axis: int | None,
+        source: QuantParams,
+    ) -> Any:
+        stem = f"{node.name}.bias"
+        integers = quantize_bias(bias, source.scale, scale)
+        units = (source.scale.astype(np.float64) * scale.astype(np.float64)).astype(np.float32)
+        bias_axis = 0 if axis is not None else None
+        inputs = [
+            self.constant(f"{stem}.int32", integers),
+            self.constant(f"{stem}.scale", units),
+            self.constant(f"{stem}.zero_point", np.zeros(units.shape, np.int32)),
+        ]
+        dequantize = self._node("DequantizeLinear", inputs, f"{stem}.dq", bias_axis)
+        self.graph.insert_before(node, [dequantize])
+        return dequantize.outputs[0]

@@ -1,0 +1,108 @@
+"""Simplified ONNX → the graph that is calibrated and quantized.
+
+The passes, in order, each leaving the computed function as it is (proved by parity afterwards):
+constants become initializers, initializers stop being inputs, BatchNormalization is folded, every
+value and node gets a name, shapes are inferred. The Calibration names the hash of this graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import onnx_file
+from edgekit.errors import BadInput
+from edgekit.quantization.folding import fold_batch_norms
+from edgekit.runtimes import open_session
+from edgekit.stages.parity import FLOAT_LIMITS, compare_sessions, demand
+from edgekit.types import OnnxModel, StageOutput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = 1
+
+
+def _lift_constants(model: Any) -> str:
+    import onnx_ir.passes.common as common
+
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    return ""
+
+
+def _drop_identities(model: Any) -> str:
+    import onnx_ir.passes.common as common
+
+    common.IdentityEliminationPass()(model)
+    return ""
+
+
+def _fold(model: Any) -> str:
+    count = fold_batch_norms(model)
+    return f"{count} BatchNorm folded" if count else ""
+
+
+def _sweep(model: Any) -> str:
+    import onnx_ir.passes.common as common
+
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    return ""
+
+
+def _name_everything(model: Any) -> str:
+    import onnx_ir.passes.common as common
+
+    common.NameFixPass()(model)
+    return ""
+
+
+PASSES: tuple[Callable[[Any], str], ...] = (
+    _lift_constants,
+    _drop_identities,
+    _fold,
+    _sweep,
+    _name_everything,
+)
+
+
+def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutput:
+    """Write the prepared graph to `out`. Raises VerificationFailed when a pass changed the function."""
+    import onnx
+    import onnx_ir as ir
+
+    _refuse_bad_weights(onnx_file.load(model.path), model.path.name)
+    graph = ir.load(str(model.path))
+    notes = tuple(filter(None, (step(graph) for step in PASSES)))
+    proto = ir.to_proto(graph)
+    # shapes inferred by an earlier tool may be missing for tensors that a pass made
+    proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    onnx_file.set_metadata(proto, model.metadata)
+    prepared = onnx_file.save(proto, out)
+    with (
+        open_session("onnxruntime", model.path) as reference,
+        open_session("onnxruntime", prepared.path) as candidate,
+    ):
+        name = onnx_file.main_input(model).name
+        named = [{name: feed} for feed in feeds]
+        head = model.metadata.get(onnx_file.HEAD_KEY)
+        parity = compare_sessions(reference, candidate, named, prepared.path, head)
+    demand(parity, FLOAT_LIMITS, "prepare")
+    return StageOutput(model=prepared, parity=parity, notes=notes)
+
+
+def _refuse_bad_weights(model: Any, name: str) -> None:
+    import numpy as np
+    import onnx
+
+    for item in model.graph.initializer:
+        if item.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+            array = onnx.numpy_helper.to_array(item)
+            if not np.isfinite(array).all():
+                raise BadInput(
+                    f"{name}: the weight '{item.name}' holds "
+                    f"{int((~np.isfinite(array)).sum())} values that are NaN or infinite.",
+                    hint="The training diverged or the file is damaged: use another checkpoint.",
+                )

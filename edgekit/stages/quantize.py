@@ -1,0 +1,155 @@
+"""Prepared ONNX + Calibration → QDQ ONNX, by the placement rules of the target profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import onnx_file
+from edgekit.errors import BadInput, NotPossible
+from edgekit.quantization.placement import Placement, Rules, observed, place
+from edgekit.quantization.qdq import insert
+from edgekit.quantization.scheme import Scheme
+from edgekit.runtimes import open_session
+from edgekit.stages.parity import INT8_LIMITS, compare_sessions, demand
+from edgekit.target import TargetProfile
+from edgekit.types import Calibration, OnnxModel, ParityReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """`keep_float` names nodes of the prepared graph that stay float; `per_channel` and
+    `weight_bits` None follow the profile."""
+
+    keep_float: tuple[str, ...] = ()
+    per_channel: bool | None = None
+    weight_bits: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A QDQ model, what was placed where, and its parity with the float graph."""
+
+    model: OnnxModel
+    placement: Placement
+    scheme: Scheme
+    parity: ParityReport | None
+    notes: tuple[str, ...]
+
+
+def rules_of(profile: TargetProfile) -> Rules:
+    """The profile's placement rules. Raises NotPossible for a float profile."""
+    if profile.quantize is None:
+        raise NotPossible(
+            f"The target {profile.name} is not an INT8 target.",
+            hint="Choose one whose name ends in int8 (`edgekit targets list`).",
+        )
+    section = profile.quantize
+    return Rules(
+        operators=section.operators,
+        follow=section.follow,
+        keep_float=section.keep_float,
+        min_channels=section.min_channels,
+        max_range_ratio=section.max_range_ratio,
+    )
+
+
+def scheme_of(profile: TargetProfile, options: QuantizeOptions) -> Scheme:
+    """The profile's integers, with the options' overrides; "auto" range reduction asks the CPU."""
+    section = profile.quantize
+    assert section is not None
+    bits = options.weight_bits or (7 if profile.reduces_range() else 8)
+    per_channel = section.per_channel if options.per_channel is None else options.per_channel
+    return Scheme(
+        activation_type=section.activation_type,
+        symmetric_activations=section.symmetric_activations,
+        per_channel=per_channel,
+        weight_bits=bits,
+        integer_bias=section.bias == "int32",
+        explicit_weights=profile.runtime.name == "tensorrt",
+    )
+
+
+def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...]:
+    """Names of the tensors whose statistics this profile's placement may need."""
+    import onnx_ir as ir
+
+    names = observed(ir.load(str(model.path)), rules_of(profile))
+    if not names:
+        raise NotPossible(
+            f"{model.path.name} has nothing that {profile.name} computes in INT8.",
+            hint="Use a float target.",
+        )
+    return names
+
+
+def run(
+    model: OnnxModel,
+    calibration: Calibration,
+    profile: TargetProfile,
+    feeds: Sequence[NDArray[Any]],
+    out: Path,
+    options: QuantizeOptions,
+) -> Quantized:
+    """Write the QDQ model to `out`.
+
+    `calibration` must be that of this very graph (BadInput otherwise). `feeds`, input tensors of
+    real images, are for the parity with the float graph; empty leaves it out.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    if calibration.graph_sha256 != model.sha256:
+        raise BadInput(
+            f"The calibration was collected on another graph ({calibration.graph_sha256[:12]}…) "
+            f"than {model.path.name} ({model.sha256[:12]}…).",
+            hint="Calibrate this model: `edgekit calibrate`.",
+        )
+    graph = ir.load(str(model.path))
+    known = {node.name for node in graph.graph}
+    for name in options.keep_float:
+        if name not in known:
+            raise BadInput(f"No node '{name}' in {model.path.name}, asked to stay float.")
+    scheme = scheme_of(profile, options)
+    placement = place(graph, rules_of(profile), calibration.ranges, options.keep_float)
+    if not placement.compute:
+        reasons = sorted(set(placement.floats.values()))
+        raise NotPossible(
+            f"No layer of {model.path.name} can be INT8 for {profile.name}: " + "; ".join(reasons),
+        )
+    insert(graph, placement, calibration.ranges, scheme)
+    proto = ir.to_proto(graph)
+    onnx_file.set_metadata(proto, model.metadata)
+    onnx.checker.check_model(proto)
+    quantized = onnx_file.save(proto, out)
+    parity = None
+    if feeds:
+        parity = _parity(model, quantized, feeds)
+        demand(parity, INT8_LIMITS, "quantize")
+    total = len(placement.compute) + len(placement.floats)
+    notes = [
+        f"{len(placement.compute)} of {total} layers, {placement.int8_mac_share:.1%} of the MACs in INT8",
+        f"{scheme.weight_bits}-bit weights per {'channel' if scheme.per_channel else 'tensor'}, "
+        f"{scheme.activation_type} activations",
+    ]
+    return Quantized(
+        model=quantized, placement=placement, scheme=scheme, parity=parity, notes=tuple(notes)
+    )
+
+
+def _parity(model: OnnxModel, quantized: OnnxModel, feeds: Sequence[NDArray[Any]]) -> ParityReport:
+    with (
+        open_session("onnxruntime", model.path) as reference,
+        open_session("onnxruntime", quantized.path) as candidate,
+    ):
+        name = onnx_file.main_input(model).name
+        named = [{name: feed} for feed in feeds]
+        head = model.metadata.get(onnx_file.HEAD_KEY)
+        return compare_sessions(reference, candidate, named, model.path, head)
