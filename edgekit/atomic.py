@@ -35,6 +35,11 @@ def disk_errors(path: Path) -> Iterator[None]:
                 hint="Free some space (`edgekit cache show` lists what edgekit keeps) and run the "
                 "same command again: finished stages are not repeated.",
             ) from error
+        if error.errno == errno.EFBIG:
+            raise NoSpace(
+                f"A file at {path} grew beyond what the file system or the process's limit allows.",
+                hint="Write to another file system, or raise the limit (`ulimit -f`).",
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _concerns(error, path):
             raise BadInput(
                 f"Cannot write {path}: {error.strerror}.",

@@ -283,7 +283,7 @@ class StageCache:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpace(
                     f"No space left in the cache {self.folder}.",
                     hint="Free some space (`edgekit cache clear` empties it), or name another "

@@ -35,7 +35,8 @@ def differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
     return [
         _difference(name, old, new)
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, _ABSENT) != new.get(name, _ABSENT)
+        # as text, because 8 == 8.0 and True == 1 here but not in the key
+        if repr(old.get(name, _ABSENT)) != repr(new.get(name, _ABSENT))
     ]
 
 

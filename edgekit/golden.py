@@ -12,6 +12,8 @@ which a few lines of C++ read.
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +29,43 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAME_LIMITS = GoldenLimits(max_rel_error=1e-6, min_cosine=0.999999)
-"""On the CPU and the runtime version that made the golden outputs."""
+"""With the CPU's instruction sets and the runtime version that made the golden outputs.
 
-FLOAT_LIMITS = GoldenLimits(max_rel_error=1e-3, min_cosine=0.9999)
-"""A float model elsewhere: other instruction sets sum in another order."""
+Runs in separate processes gave the same bits for every model tried; the limit leaves room for the
+last bits of a float32 only.
+"""
 
-INT8_LIMITS = GoldenLimits(max_rel_error=0.5, min_cosine=0.98)
-"""An INT8 model elsewhere: a float step that rounds differently moves values by whole levels."""
+FLOAT_LIMITS = GoldenLimits(max_rel_error=1e-4, min_cosine=0.9999)
+"""A float32 model elsewhere: other instruction sets sum in another order.
+
+Measured between AVX-512 and AVX2: max_rel_error 2e-6 (YOLOv5n), 5e-6 (YOLO11n).
+"""
+
+HALF_LIMITS = GoldenLimits(max_rel_error=0.05, min_cosine=0.999)
+"""A float16 or bfloat16 model elsewhere: its values carry 11 or 8 bits."""
+
+INT8_LIMITS = GoldenLimits(max_rel_error=0.5, min_cosine=0.95)
+"""An INT8 model elsewhere: a float step that rounds differently moves single values by a level.
+
+Measured between AVX-512 with VNNI and AVX2 without: nothing with 7-bit weights (the same bits), but
+cosine 0.86 (YOLOv5n) and 0.70 (YOLO11n pruned by half) with 8-bit weights, whose products saturate
+there: that is a model which must not pass.
+"""
 
 _MAX_IMAGE_BYTES = 256 << 20
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00.."
+    rb"\{'descr': '([<|](?:f2|f4|f8|u1|i1|i4|i8|b1))', 'fortran_order': False, "
+    rb"'shape': \(((?:[0-9]{1,12}, ?)*(?:[0-9]{1,12})?)\), \} *\n",
+    re.DOTALL,
+)
 
 
 def limits_for(precision: str) -> GoldenLimits:
     """How near another machine must come, by the model's precision ("fp32", "int8" …)."""
-    return INT8_LIMITS if "int8" in precision else FLOAT_LIMITS
+    if "int8" in precision:
+        return INT8_LIMITS
+    return HALF_LIMITS if "16" in precision else FLOAT_LIMITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +88,25 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def read_npy(path: Path) -> NDArray[Any]:
-    """Read a .npy file that `npy_bytes` could have written.
+    """Read a .npy file as `npy_bytes` writes it.
 
     Raises BadInput for everything else: another order, objects, a size that does not fit the file.
+    The header is matched, not evaluated.
     """
-    import math
-
     import numpy as np
 
     try:
         data = Path(path).read_bytes()
-        buffer = io.BytesIO(data)
-        if np.lib.format.read_magic(buffer) != (1, 0):
-            raise ValueError("not version 1.0")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise BadInput(f"{path} is not a .npy file of edgekit: {error}.") from error
-    offset = buffer.tell()
-    if fortran or dtype.hasobject or dtype.byteorder == ">" or any(n < 0 for n in shape):
-        raise BadInput(f"{path} is not little-endian in C order.")
-    if math.prod(shape) * dtype.itemsize != len(data) - offset:
+    header = _NPY_HEADER.match(data)
+    if header is None or header.end() != 10 + int.from_bytes(data[8:10], "little"):
+        raise BadInput(f"{path} is not a .npy file of version 1.0, little-endian and in C order.")
+    dtype = np.dtype(header[1].decode())
+    shape = tuple(int(size) for size in header[2].replace(b",", b" ").split())
+    if math.prod(shape) * dtype.itemsize != len(data) - header.end():
         raise BadInput(f"{path} does not hold the {list(shape)} values that its header names.")
-    array: NDArray[Any] = np.frombuffer(data, dtype=dtype, offset=offset).reshape(shape)
+    array: NDArray[Any] = np.frombuffer(data, dtype=dtype, offset=header.end()).reshape(shape)
     return array
 
 

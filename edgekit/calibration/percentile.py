@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.calibration.histogram import HALF, Histogram
-from edgekit.calibration.minmax import enclose
+from edgekit.calibration.minmax import enclose, minmax
 from edgekit.errors import UsageError
 from edgekit.types import Range
 
@@ -45,8 +45,8 @@ def percentile(
     """
     if not 50.0 <= percent <= 100.0:
         raise UsageError(f"A percentile of {percent:g} is not between 50 and 100.")
-    if not histogram.count:
-        return Range(low=0.0, high=0.0)
+    if not histogram.count or histogram.minimum == histogram.maximum:
+        return minmax(histogram, symmetric=symmetric, levels=levels)
     rest = histogram.count * (100.0 - percent) / 100.0
     if symmetric:
         amax = _cut(fold(histogram), rest) * histogram.width

@@ -97,7 +97,7 @@ def _pack(statistics: Statistics) -> dict[str, NDArray[Any]]:
     meta = {
         "format": FORMAT,
         "schema": SCHEMA,
-        "bins": BINS,
+        "histogram_bins": BINS,
         "graph_sha256": origin.graph_sha256,
         "weights_sha256": origin.weights_sha256,
         "preprocess": origin.preprocess,
@@ -239,7 +239,7 @@ def _unpack(members: Mapping[str, NDArray[Any]]) -> Statistics:
     meta = json.loads(bytes(members["meta"]).decode("utf-8", "surrogateescape"))
     if meta["format"] != FORMAT:
         raise ValueError(f"its format is {meta['format']!r}")
-    if meta["schema"] != SCHEMA or meta["bins"] != BINS:
+    if meta["schema"] != SCHEMA or meta["histogram_bins"] != BINS:
         raise BadInput(
             f"The calibration has schema {meta['schema']}, this edgekit reads {SCHEMA}.",
             hint="Collect it again, or use the edgekit version that wrote it.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.checkpoint import fold, shrink
-from edgekit.checkpoint.inference import Ready, check_dtype, check_finite, ready
+from edgekit.checkpoint.inference import Ready, check_finite, check_types, ready
 from edgekit.errors import BadInput
 
 # counters that counting tools leave in the state_dict (thop), and torch's own averaging counter
@@ -30,7 +30,7 @@ def fill(
     state, folded = fold.to_float(state, path)
     state, more = _match(state, expected, module, path)
     notes += (*folded, *more)
-    _check_types(state, module, path)
+    notes += _check_values(state, module, path)
     if any(state[key].shape != expected[key].shape for key in state):
         shrunk = shrink.shrink(module, state, path, input_shape)
         notes = (*notes, *shrunk)
@@ -129,33 +129,14 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")
 
 
-def _check_types(state: Mapping[str, Any], module: Any, path: Path) -> None:
-    """Raises BadInput for tensors that are no weights, for NaN, and for layers of mixed types."""
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    layers: dict[str, set[str]] = {}
-    for key, tensor in state.items():
-        if key in parameters:
-            check_dtype(key, tensor, path)
-            kind = str(tensor.dtype).removeprefix("torch.")
-            layers.setdefault(key.rpartition(".")[0], set()).add(kind)
-        elif tensor.device.type != "cpu":
-            raise BadInput(f"{path}: the tensor '{key}' has no data.")
-    for layer, kinds in layers.items():
-        if len(kinds) > 1:
-            raise mixed(layer, kinds, path)
-    check_finite(
-        [(k, t) for k, t in state.items() if k in parameters],
-        [(k, t) for k, t in state.items() if k not in parameters],
-        path,
-    )
-
-
-def mixed(layer: str, kinds: Iterable[str], path: Path) -> BadInput:
-    return BadInput(
-        f"{path}: layer '{layer}' mixes {' and '.join(sorted(kinds))} weights, so it could not have "
-        "run as it was saved.",
-        hint="Convert the model to one type (model.float()) and save it again.",
-    )
+def _check_values(state: Mapping[str, Any], module: Any, path: Path) -> tuple[str, ...]:
+    """Notes on types; BadInput for tensors that are no weights, NaN, and layers of mixed types."""
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    parameters = {key: tensor for key, tensor in state.items() if key in names}
+    buffers = {key: tensor for key, tensor in state.items() if key not in names}
+    notes = check_types(parameters, buffers, path)
+    check_finite(parameters.items(), buffers.items(), path)
+    return notes
 
 
 def _load(module: Any, state: Mapping[str, Any], path: Path) -> None:

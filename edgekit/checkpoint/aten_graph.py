@@ -9,6 +9,8 @@ Shapes are not checked against the exported ones, so a graph without fixed sizes
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -280,7 +282,9 @@ def _operator(target: str) -> Callable[..., Any]:
     if match is None or _REFUSED.fullmatch(match.group(2)) or match.group(2).startswith("__"):
         raise GraphError(f"the operator {target} is not on the list")
     if match.group(1) == "quantized_decomposed":
-        import torch.ao.quantization.fx._decomposed  # noqa: F401  # registers the operators
+        # the module that registers the operators; torch has moved it once already
+        with contextlib.suppress(ImportError):
+            importlib.import_module("torch.ao.quantization.fx._decomposed")
     space = getattr(torch.ops, match.group(1))
     try:
         found = getattr(getattr(space, match.group(2)), match.group(3))

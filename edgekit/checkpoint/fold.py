@@ -192,7 +192,7 @@ def _decoded(
 
     layer = prefix.rstrip(".")
     low, high = int(codes.min()), int(codes.max())
-    is_ternary = -1 <= low and high <= 1
+    is_ternary = low >= -1 and high <= 1
     for positive, negative in _LEVELS:
         if prefix + positive in state and prefix + negative in state:
             if not is_ternary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from edgekit.errors import BadInput
 
 _RUNNING = ("running_mean", "running_var")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_WORDS = {"float16": "half precision", "float64": "double precision"}
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Ready:
 def ready(module: Any, path: Path) -> Ready:
     """Bring `module` to eval mode, CPU, float32, without gradients.
 
-    Raises BadInput for weights that are not finite (named), that are neither float nor an integer
-    buffer, or that mix float types within one layer.
+    Raises BadInput for weights that are not finite or no floats (named), and for a layer that mixes
+    types.
     """
     import torch
 
@@ -45,58 +47,61 @@ def count_parameters(module: Any) -> int:
 
 
 def widen(module: Any, path: Path) -> tuple[str, ...]:
-    """Turn every float tensor of `module` into float32 and say so.
+    """Turn every float tensor of `module` into float32; notes on what was not.
 
-    float16 and bfloat16 widen exactly, float64 is rounded. Raises BadInput for complex or 8-bit
-    floats, for integer parameters, for meta tensors (no data), and for a layer of mixed types.
+    Raises BadInput as `check_types` does.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    notes = check_types(parameters, buffers, path)
+    module.float()
+    return notes
+
+
+def check_types(
+    parameters: Mapping[str, Any], buffers: Mapping[str, Any], path: Path
+) -> tuple[str, ...]:
+    """Notes on the float types that become float32: 16 bits widen exactly, 64 are rounded.
+
+    Raises BadInput for weights that are complex, integers, 8-bit floats, sparse or without data,
+    and for a layer whose weights have different types, naming it.
     """
     import torch
 
-    widened: dict[str, int] = {}
-    for layer, child in module.named_modules():
-        types = set()
-        for name, parameter in child.named_parameters(recurse=False):
-            full = f"{layer}.{name}" if layer else name
-            check_dtype(full, parameter, path)
-            types.add(str(parameter.dtype).removeprefix("torch."))
-        if len(types) > 1:
+    layers: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for name, tensor in [*parameters.items(), *buffers.items()]:
+        if tensor.device.type != "cpu":
+            raise BadInput(f"{path}: the tensor '{name}' has no data.")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if name in parameters:
+            _check_weight(name, tensor, kind, path)
+            layers.setdefault(name.rpartition(".")[0], set()).add(kind)
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            counts[kind] = counts.get(kind, 0) + 1
+    for layer, kinds in layers.items():
+        if len(kinds) > 1:
             raise BadInput(
-                f"{path}: layer '{layer}' mixes {' and '.join(sorted(types))} weights, so it could "
+                f"{path}: layer '{layer}' mixes {' and '.join(sorted(kinds))} weights, so it could "
                 "not have run as it was saved.",
                 hint="Convert the model to one type (model.float()) and save it again.",
             )
-        for name, tensor in [
-            *child.named_parameters(recurse=False),
-            *child.named_buffers(recurse=False),
-        ]:
-            if tensor.device.type != "cpu":
-                raise BadInput(f"{path}: the tensor '{layer}.{name}' has no data.")
-            if tensor.is_floating_point() and tensor.dtype != torch.float32:
-                kind = str(tensor.dtype).removeprefix("torch.")
-                widened[kind] = widened.get(kind, 0) + 1
-    module.float()
-    words = {
-        "float16": "half precision",
-        "bfloat16": "bfloat16",
-        "float64": "double precision",
-    }
     return tuple(
-        f"{count} {words.get(kind, kind)} tensors "
+        f"{count} {_WORDS.get(kind, kind)} tensors "
         + ("rounded to float32" if kind == "float64" else "widened to float32")
-        for kind, count in sorted(widened.items())
+        for kind, count in sorted(counts.items())
     )
 
 
-def check_dtype(name: str, tensor: Any, path: Path) -> None:
-    """Raises BadInput when `tensor` is no plain float16, bfloat16, float32 or float64."""
+def _check_weight(name: str, tensor: Any, kind: str, path: Path) -> None:
     import torch
 
     if tensor.layout != torch.strided:
-        raise BadInput(f"{path}: the tensor '{name}' is sparse ({tensor.layout}).")
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise BadInput(f"{path}: the weight '{name}' is sparse ({tensor.layout}).")
+    if kind not in _FLOATS:
         raise BadInput(
-            f"{path}: the weight '{name}' is {str(tensor.dtype).removeprefix('torch.')}, and nothing "
-            "in the checkpoint says how to read it as a real number.",
+            f"{path}: the weight '{name}' is {kind}, and nothing in the checkpoint says how to read "
+            "it as a real number.",
             hint="Save the weights as float32, or together with their scales.",
         )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # fields of ModelProto (onnx/onnx.proto) and their wire types: 0 varint, 2 length-delimited
 _FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH = 7
+_NO_PARAMETERS = ("INT64", "BOOL", "STRING", "UNDEFINED")  # shapes, indices, axes
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
 
 
@@ -90,7 +91,11 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
         task=_task(metadata),
         head=_head(metadata, shape, described.outputs),
         names=_names(described),
-        parameters=sum(_count(tensor) for tensor in tensors if _kind(tensor) in _FLOATS),
+        parameters=sum(
+            _count(item)
+            for item in model.graph.initializer
+            if item.dims and _kind(item) not in _NO_PARAMETERS
+        ),
         notes=notes,
     )
 

@@ -25,17 +25,19 @@ _DROP = object()
 
 
 class Reviver:
-    """Makes modules from the stand-ins of one file; shared objects stay shared.
-
-    `notes` collects what was left out or folded on the way.
-    """
+    """Makes modules from the stand-ins of one file; shared objects stay shared."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.notes: list[str] = []
+        self._folded = 0
         self._made: dict[int, Any] = {}
         self._keep: list[Any] = []
         self._depth = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What was folded on the way."""
+        return [f"{self._folded} pruning masks folded into their weights"] if self._folded else []
 
     def module(self, value: Any) -> Any:
         """The torch module that `value` stands for. Raises BadInput when it stands for none."""
@@ -120,7 +122,9 @@ class Reviver:
         made = cls.__new__(cls)
         self._remember(value, made)
         state, folded = self._without_hooks(path, state)
-        fields = {key: self.value(item) for key, item in state.items() if isinstance(key, str)}
+        # names with two underscores belong to Python (torch.jit.script leaves __overloads__)
+        plain = {k: v for k, v in state.items() if isinstance(k, str) and not k.startswith("__")}
+        fields = {key: self.value(item) for key, item in plain.items()}
         fields = {key: item for key, item in fields.items() if item is not _DROP}
         self._check_fields(path, cls, made, fields)
         try:
@@ -130,6 +134,7 @@ class Reviver:
             raise self._refuse(f"the state of a {path} does not fit ({error})") from error
         for name in folded:
             fold_mask(made, name)
+        self._folded += len(folded)
         return made
 
     def _without_hooks(self, path: str, state: dict[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
@@ -168,8 +173,6 @@ class Reviver:
         if not isinstance(fields.get("training", False), bool):
             raise self._refuse(f"a {path} with a strange training flag")
         for key, item in fields.items():
-            if key.startswith("__"):
-                raise self._refuse(f"a {path} with a field '{key}'")
             # plain data under a method's name happens (Ultralytics keeps text in `type`)
             if callable(item) and callable(getattr(cls, key, None)):
                 bound = getattr(item, "__self__", None) is made and key == "forward"

@@ -134,10 +134,12 @@ def _conv(layer: Any, own: Tensors, place: _Place) -> None:
     _kernel(layer, weight, place)
     _rows(own, weight.shape[0], place)
     if layer.groups > 1:
-        multiplier = layer.out_channels // layer.groups
-        if layer.in_channels == layer.groups and weight.shape[0] % multiplier == 0:
+        depthwise = layer.in_channels == layer.groups
+        multiplier = layer.out_channels // layer.groups if depthwise else 0
+        if depthwise and weight.shape[0] % multiplier == 0:
             layer.groups = weight.shape[0] // multiplier
-        layer._edgekit_grouped = True  # settled when the incoming channels are known
+        # settled when the incoming channels are known; a depthwise one keeps its multiplier
+        layer._edgekit_multiplier = multiplier
     layer.out_channels = weight.shape[0]
     layer.in_channels = weight.shape[1] * layer.groups
 
@@ -213,7 +215,7 @@ def _try(module: Any, shape: tuple[int, ...], path: Path) -> list[str]:
 
     def enter(layer: Any, inputs: Any) -> None:
         entered.append(layer)
-        if getattr(layer, "_edgekit_grouped", False):
+        if "_edgekit_multiplier" in layer.__dict__:
             _settle_groups(layer, int(inputs[0].shape[1]), _Place(names[id(layer)], layer, path))
 
     def leave(layer: Any, inputs: Any, output: Any) -> None:
@@ -245,7 +247,7 @@ def _try(module: Any, shape: tuple[int, ...], path: Path) -> list[str]:
         for handle in handles:
             handle.remove()
         for layer in module.modules():
-            layer.__dict__.pop("_edgekit_grouped", None)
+            layer.__dict__.pop("_edgekit_multiplier", None)
     return [
         name
         for name, layer in module.named_modules()
@@ -256,10 +258,11 @@ def _try(module: Any, shape: tuple[int, ...], path: Path) -> list[str]:
 def _settle_groups(layer: Any, channels: int, place: _Place) -> None:
     """Groups of a grouped convolution from the channels that really come in."""
     per_group = layer.weight.shape[1]
-    if channels % per_group or layer.out_channels % (channels // per_group):
+    groups, multiplier = channels // per_group, layer._edgekit_multiplier
+    fits = channels % per_group == 0 and layer.out_channels % groups == 0
+    if not fits or (multiplier and layer.out_channels != groups * multiplier):
         raise place.error(
             f"gets {channels} channels, which its weight of shape {list(layer.weight.shape)} does "
             "not divide into groups"
         )
-    layer.in_channels = channels
-    layer.groups = channels // per_group
+    layer.in_channels, layer.groups = channels, groups

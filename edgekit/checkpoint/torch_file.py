@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -77,10 +78,15 @@ def read(file: Sniff) -> Any:
 
 
 def unreadable(path: Path, error: BaseException) -> BadInput:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The refusal of a file that torch's own reader gave up on, with the reason it gave."""
+    text = str(error).strip() or type(error).__name__
+    # torch puts a paragraph of advice around the reason; the advice (weights_only=False) is no use
+    told = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    reason = (told.group(1) if told else text.splitlines()[0])[:300].rstrip(". ")
     return BadInput(
-        f"{path} cannot be read as a checkpoint: {type(error).__name__}: {first[:300]}",
-        hint="Copy or download the file again; when it is whole, save it anew with torch.save.",
+        f"{path} cannot be read as a checkpoint: {reason} ({type(error).__name__}).",
+        hint="Copy or download the file again; when it is whole, save it anew with torch.save and "
+        "its default pickle protocol.",
     )
 
 

@@ -103,6 +103,9 @@ def _checkpoint(head: Sniff, model: Any, record: Any, notes: tuple[str, ...]) ->
     names = getattr(model, "names", None)
     # only the parameters that take part count: a training-only branch is left behind
     final = ready(module, head.path)
+    if _has_second_head(model.model[-1]):
+        used, unused = ("end-to-end", "one-to-many") if layout == "yolo26" else ("one-to-many", "end-to-end")
+        notes += (f"of its two heads the {used} one is deployed, the {unused} one left out",)
     check_forward(module, shape, head.path)
     return Checkpoint(
         path=head.path,
@@ -157,13 +160,20 @@ def _source(value: Any, index: int) -> int | list[int]:
 
 
 def _is_end_to_end(head: Any) -> bool:
-    if getattr(head, "one2one_cv2", None) is None:
+    """Whether to deploy the head that needs no suppression (YOLO26 and YOLOv10 carry both kinds).
+
+    As Ultralytics does: only when the checkpoint asks for it, or has no other. The one-to-many head
+    is the more accurate one, and has no TopK and Gather that small runtimes lack.
+    """
+    if not _has_second_head(head):
         return False
     if getattr(head, "cv2", None) is None:
         return True
-    # 8.4 keeps the choice in _end2end; before, the attribute itself said it, on the object or class
-    chosen = head.__dict__.get("_end2end", head.__dict__.get("end2end"))
-    return bool(chosen) if chosen is not None else type(head).__name__ == "v10Detect"
+    return bool(head.__dict__.get("_end2end", head.__dict__.get("end2end", False)))
+
+
+def _has_second_head(head: Any) -> bool:
+    return getattr(head, "one2one_cv2", None) is not None
 
 
 def _channels(module: Any) -> int:

@@ -129,6 +129,12 @@ def vet(file: Sniff) -> None:
     unknown = [name for name in found.globals if not is_known(name)]
     if unknown:
         raise unknown_class(file, unknown)
+    if file.is_legacy_torch and any(_is_old_module(node) for node in walk_safely(file)):
+        raise BadInput(
+            f"{file.path} is a whole module in the format of torch before 1.6, which cannot be read "
+            "without running it.",
+            hint="If you trust it, add --trust-checkpoint, or save it once more with a newer torch.",
+        )
     try:
         nodes = walk(found.tree)
         stored = _StoredBytes(file)
@@ -144,6 +150,20 @@ def vet(file: Sniff) -> None:
             f"{file.path} is damaged or was tampered with: {error}.",
             hint="Copy or download the file again, or save the checkpoint anew.",
         ) from error
+
+
+def walk_safely(file: Sniff) -> list[Any]:
+    """Every node of the pickle; none when it is nested too deep, which `vet` reports."""
+    try:
+        return walk(file.tree)
+    except PickleError:
+        return []
+
+
+def _is_old_module(node: Any) -> bool:
+    return (
+        isinstance(node, Persistent) and isinstance(node.id, tuple) and node.id[:1] == ("module",)
+    )
 
 
 def unknown_class(file: Sniff, names: list[Global]) -> BadInput:
@@ -172,8 +192,6 @@ class _StoredBytes:
         if not isinstance(node, Persistent) or not isinstance(node.id, tuple) or len(node.id) < 5:
             raise PickleError("a tensor has no storage")
         kind, storage_type, key, _location, numel = node.id[:5]
-        if kind == "module":
-            raise PickleError("it is a whole module as torch before 1.6 wrote it")
         if kind not in ("storage", b"storage") or not isinstance(storage_type, Global):
             raise PickleError(f"a persistent id of kind {kind!r}")
         size = ITEM_BYTES.get(storage_type.name)
@@ -207,7 +225,7 @@ class _StoredBytes:
                 )
         elif key not in self._seen:
             self._seen[key] = claimed
-            self._left -= claimed
+            self._left -= claimed + 8  # each is written after its length
             if self._left < 0:
                 raise PickleError(f"the file ends before the data of storage {key}")
         elif self._seen[key] != claimed:

@@ -80,11 +80,11 @@ def _choose(found: Any, weights: str, head: Sniff, notes: list[str]) -> Any:
     wanted = ["ema", "model"] if weights == "auto" else [weights]
     key = next((keys[0] for name in wanted if (keys := groups[name])), None)
     if key is None:
-        keys = ", ".join(f"'{name}'" for name in list(found)[:12]) or "none"
+        known = ", ".join(f"'{name}'" for name in list(found)[:12]) or "none"
         raise BadInput(
             f"{head.path} holds no model"
             + (f" under a key for '{weights}'" if weights != "auto" else "")
-            + f"; its keys are {keys}.",
+            + f"; its keys are {known}.",
             hint="Save the model (torch.save(model, …)) or its state_dict.",
         )
     notes.append(f"module found under '{key}'")

@@ -80,7 +80,8 @@ Examples:
 @click.option(
     "--inputs",
     type=click.Path(path_type=Path),
-    help="Input arrays, preprocessed: .npy, or .npz with an array per input. [default: noise]",
+    help="Input arrays, preprocessed: .npy, or .npz with an array per input. "
+    "[default: a bundle's golden sample, noise for a model]",
 )
 @click.option(
     "--max-p50-ms", type=click.FloatRange(min=0), help="Fail when the median is above this."
@@ -166,19 +167,19 @@ def command(
 def resolve(path: Path, inputs: Path | None = None) -> ModelToTime:
     """What to time for a path of the command line: an .onnx file, or a bundle's folder.
 
-    Raises BadInput for anything else.
+    Raises BadInput for anything else, VerificationFailed for a bundle whose files were changed.
     """
     from edgekit.stages.measure import ModelToTime
 
     if path.is_dir():
-        if not (path / "manifest.json").is_file():
-            raise BadInput(
-                f"{path} is a folder without a manifest.json, so it is not a bundle.",
-                hint="Give a bundle made by `edgekit export`, or an .onnx file.",
-            )
-        import importlib
+        from edgekit.bundle import open_model, read_manifest
 
-        runtime, files, contract = importlib.import_module("edgekit.bundle").open_model(path)
+        runtime, files, contract = open_model(path)
+        if inputs is None:
+            # a bundle carries real inputs: its golden samples
+            manifest = read_manifest(path)
+            golden = [manifest.path(sample.input) for sample in manifest.golden.samples]
+            inputs = golden[0] if golden else None
         return ModelToTime(
             name=path.name, runtime=runtime, files=tuple(files), contract=contract, inputs=inputs
         )

@@ -255,7 +255,7 @@ def _collected(
         if cached is not None:
             return cached
         if not quiet:
-            note(f"Collecting anew: {cache.why_missed('calibration', fields)}.")
+            note(f"Not in the cache: {cache.why_missed('calibration', fields)}.")
         options = dataclasses.replace(options, partial=cache.partial(key))
         return _into_cache(cache, key, model, source, contract, out, options, bar)
 
@@ -273,11 +273,16 @@ def _from_cache(
     if entry is None:
         return None
     _copy(entry.file(_FILE), out)
-    kept = {name: float(entry.result[name]) for name in _KEPT}
     calibration = calibrate.open_calibration(
         out, options.method, symmetric=options.symmetric, levels=options.levels
     )
-    return dataclasses.replace(calibration, cached=True, **kept)
+    return dataclasses.replace(
+        calibration,
+        cached=True,
+        seconds=float(entry.result["seconds"]),
+        inference_seconds=float(entry.result["inference_seconds"]),
+        peak_rss_mb=float(entry.result["peak_rss_mb"]),
+    )
 
 
 def _into_cache(

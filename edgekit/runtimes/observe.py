@@ -80,10 +80,11 @@ def _captured(node: onnx.NodeProto) -> set[str]:
 class ObservedModel:
     """An ONNX model opened so that `tensors` can be read after every run.
 
-    `tensors` None observes every float activation. Attribute `tensors`: the names that are read, in
-    graph order, inputs of the model included; `inputs`: what must be fed.
+    `tensors` None observes every float activation; of a list, what is a constant, made of shapes, or
+    not floating-point is left out. Attribute `tensors`: the names that are read, in graph order,
+    inputs of the model included; `inputs`: what must be fed.
     Raises BadInput for a file that does not load, UsageError for a tensor that the main graph does
-    not have or that holds no floating-point activations.
+    not have.
     """
 
     def __init__(self, path: Path, tensors: Sequence[str] | None, options: SessionOptions) -> None:
@@ -93,8 +94,11 @@ class ObservedModel:
         if tensors is None:
             chosen = everything
         else:
+            usable = set(everything)
             for name in tensors:
-                _check_known(name, everything, model, path)
+                if name in usable:
+                    continue
+                _check_exists(name, everything, model, path)
             asked = set(tensors)
             chosen = tuple(name for name in everything if name in asked)
         fed = {value.name for value in model.graph.input}
@@ -112,10 +116,6 @@ class ObservedModel:
         types.update((spec.name, spec.dtype) for spec in self._session.inputs)
         self.inputs: tuple[TensorSpec, ...] = self._session.inputs
         self.tensors = tuple(name for name in chosen if types.get(name) in _FLOATS)
-        unusable = set(tensors or ()) - set(self.tensors)
-        if unusable:
-            name = min(unusable)
-            raise UsageError(f"The tensor '{name}' of {path} is {types.get(name)}, not float.")
         self._read = [name for name in self.tensors if name not in fed]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -138,18 +138,11 @@ class ObservedModel:
         self.close()
 
 
-def _check_known(name: str, known: Sequence[str], model: onnx.ModelProto, path: Path) -> None:
-    if name in known:
-        return
+def _check_exists(name: str, known: Sequence[str], model: onnx.ModelProto, path: Path) -> None:
     graph = model.graph
-    if name in {item.name for item in graph.initializer}:
-        raise UsageError(f"The tensor '{name}' of {path} is a constant, not an activation.")
-    made = {output for node in graph.node for output in node.output if output}
-    if name in made:
+    if any(name == item.name for item in graph.initializer):
+        return
+    if not any(name in node.output for node in graph.node):
         raise UsageError(
-            f"The tensor '{name}' of {path} holds no floating-point activations: it is a constant, "
-            "a shape, or of another type."
+            f"The main graph of {path} has no tensor '{name}'.", hint=nearest(name, list(known))
         )
-    raise UsageError(
-        f"The main graph of {path} has no tensor '{name}'.", hint=nearest(name, list(known))
-    )

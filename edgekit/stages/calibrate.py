@@ -15,7 +15,7 @@ from edgekit.calibration import store
 from edgekit.calibration.methods import choose, method_named
 from edgekit.calibration.source import ImageSource, open_source
 from edgekit.calibration.statistics import Origin, Statistics
-from edgekit.errors import BadInput
+from edgekit.errors import BadInput, UsageError, nearest
 from edgekit.images import check_bad_share
 from edgekit.preprocess import Preprocess, apply
 from edgekit.require import versions_of
@@ -174,6 +174,7 @@ def run(
         )
         if not origin.tensors:
             raise BadInput(f"{model.path} has no float tensor to observe.")
+        _check_channels(options, origin)
         found, unreadable = fingerprints(source, options.hash_file, progress)
         with unfinished_folder(options.partial) as folder:
             statistics = resume(folder, origin, set(found))
@@ -301,6 +302,15 @@ def _described(
         image_sha256=statistics.images,
         skipped=tuple(sorted(statistics.skipped.values())),
     )
+
+
+def _check_channels(options: CalibrateOptions, origin: Origin) -> None:
+    for name in options.channels:
+        if name not in origin.tensors:
+            raise UsageError(
+                f"No channels can be observed of '{name}': it is not a float activation.",
+                hint=nearest(name, origin.tensors),
+            )
 
 
 def _wanted(options: CalibrateOptions) -> tuple[str, ...] | None:

@@ -4,15 +4,17 @@ Each model runs in a process of its own (its peak memory is then its own, and a 
 process). What is timed is one call of the runtime, from input arrays in memory to output arrays in
 memory, on one thread of Python.
 
-Two models take turns in blocks, first A B B A, then B A A B, and so on, one computing while the other
-sleeps: slow drifts and disturbances hit both alike. A model's first run of a turn, which finds the
-caches full of the other's data, is not timed. With more than one thread the runtimes' pools do not
+Two models take turns in blocks, A B B A and B A A B by turns and as many of the one as of the other,
+one computing while the other sleeps: slow drifts and disturbances hit both alike, and neither has the
+better place. The first hundredth of a second of a turn (one run at least), which finds the caches full
+of the other's data, is not timed. With more than one thread the runtimes' pools do not
 spin (`SessionOptions.spinning` False), because a pool that waits busily slows down the other model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import tempfile
@@ -39,6 +41,7 @@ _ENOUGH_S = 3.0
 _TOO_LONG_S = 30.0
 # a model's turn: long against the switch to it, short against what disturbs the machine
 _TURN_S = 0.1
+_REFILL_S = 0.01
 _LEAST_BLOCKS = 12
 _WARMUP_LIMIT_S = 5.0
 _WARMUP_TOLERANCE = 0.05
@@ -116,6 +119,11 @@ class _Timed:
     blocks_ms: list[list[float]] = field(default_factory=list)
 
     @property
+    def refill_runs(self) -> int:
+        """Untimed runs at the beginning of a turn."""
+        return max(1, round(_REFILL_S * 1e3 / max(self.p50_ms, 1e-3)))
+
+    @property
     def samples_ms(self) -> list[float]:
         return [sample for block in self.blocks_ms for sample in block]
 
@@ -163,18 +171,16 @@ def measure_against(
         _opened(other, options, spinning=spinning) as second,
     ):
         _warm_up([first, second], options, progress)
-        turn = _runs_per_turn(max(first.p50_ms, second.p50_ms))
-        if options.runs is not None:
-            turn = max(1, min(turn, options.runs // (2 * _LEAST_BLOCKS)))
-        stop = _Stop(options, least_blocks=_LEAST_BLOCKS)
+        plan = _block_sizes(options.runs, _runs_per_turn(max(first.p50_ms, second.p50_ms)))
+        stop = _Stop(options, least_blocks=_LEAST_BLOCKS, even=True)
 
         def block(left: int | None) -> int:
-            runs = 2 * turn if left is None else min(2 * turn, left)
-            outer, inner = (first, second) if len(first.blocks_ms) % 2 == 0 else (second, first)
-            # A B B A: the two turns in the middle are one
-            head = outer.process.run((runs + 1) // 2, untimed=1)
-            inner.blocks_ms.append(inner.process.run(runs, untimed=1))
-            tail = outer.process.run(runs // 2, untimed=1) if runs > 1 else []
+            runs = next(plan)
+            outer, inner = (first, second) if stop.blocks % 2 == 0 else (second, first)
+            head = outer.process.run((runs + 1) // 2, untimed=outer.refill_runs)
+            # the two turns in the middle are one
+            inner.blocks_ms.append(inner.process.run(runs, untimed=inner.refill_runs))
+            tail = outer.process.run(runs // 2, untimed=outer.refill_runs) if runs > 1 else []
             outer.blocks_ms.append(head + tail)
             return runs
 
@@ -190,6 +196,7 @@ class _Stop:
 
     options: MeasureOptions
     least_blocks: int = 1
+    even: bool = False
     runs: int = 0
     blocks: int = 0
     started_s: float = field(default_factory=time.monotonic)
@@ -204,6 +211,8 @@ class _Stop:
             return False
         if self.options.runs is not None and self.runs >= self.options.runs:
             return True
+        if self.even and self.blocks % 2:
+            return False
         if self.options.seconds is not None:
             return elapsed >= self.options.seconds
         if self.options.runs is not None:
@@ -288,6 +297,18 @@ def _warm_up(models: list[_Timed], options: MeasureOptions, progress: Progress) 
             if done or time.monotonic() - started >= _WARMUP_LIMIT_S:
                 break
         timed.p50_ms = sorted(last)[len(last) // 2]
+
+
+def _block_sizes(runs: int | None, turn: int) -> Iterator[int]:
+    """Runs of each model in block after block: two turns' worth, for ever; or `runs` in all, spread
+    evenly over an even number of blocks, at least _LEAST_BLOCKS where there are runs enough."""
+    if runs is None:
+        yield from itertools.repeat(2 * turn)
+        return
+    blocks = max(_LEAST_BLOCKS, 2 * round(runs / (4 * turn)))
+    blocks = min(blocks, runs - runs % 2) or 1
+    for number in range(blocks):
+        yield runs * (number + 1) // blocks - runs * number // blocks
 
 
 def _runs_per_turn(run_ms: float) -> int:

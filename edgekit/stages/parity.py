@@ -180,8 +180,8 @@ class ParityMeter:
     def report(self) -> ParityReport:
         """Parity over the samples so far; ValueError before the first.
 
-        A column (a class, a coordinate) that varies in the reference and is constant in the
-        candidate counts as a block of its own that has nothing in common with its reference.
+        Columns (classes, coordinates) of a block that vary in the reference and are constant in the
+        candidate count as a block of their own that has nothing in common with its reference.
         """
         if not self._samples:
             raise ValueError("no sample was compared")
@@ -191,17 +191,21 @@ class ParityMeter:
         blocks = []
         for block, group, sums in zip(self._blocks, self._groups, self._sums, strict=True):
             blocks.append(sums.parity(block.name, largest[group]))
-            blocks += [
-                BlockParity(
-                    name=f"{block.name} column {column} (constant)",
-                    cosine=0.0,
-                    sqnr_db=0.0,
-                    max_abs_error=sums.max_error,
-                    max_rel_error=1.0,
-                    group_max=largest[group],
+            columns = sums.collapsed()
+            if columns:
+                shown = ", ".join(str(column) for column in columns[:5]) + (
+                    " …" if columns[5:] else ""
                 )
-                for column in sums.collapsed()
-            ]
+                blocks.append(
+                    BlockParity(
+                        name=f"{block.name} column {shown} (constant)",
+                        cosine=0.0,
+                        sqnr_db=0.0,
+                        max_abs_error=sums.max_error,
+                        max_rel_error=1.0,
+                        group_max=largest[group],
+                    )
+                )
         return ParityReport(blocks=tuple(blocks), samples=self._samples)
 
 

@@ -203,6 +203,68 @@ def test_peak_memory_is_the_models_own(tmp_path: Path) -> None:
     assert 0.9 * weights_mb < heavy.peak_rss_mb - light.peak_rss_mb < 4 * weights_mb
 
 
+def save_bundle(folder: Path, work: Path) -> Path:
+    """A bundle around a one-convolution model, with a golden sample; returns its folder."""
+    from edgekit import bundle, golden
+    from edgekit.atomic import sha256_file
+    from edgekit.preprocess import Preprocess, apply
+    from edgekit.runtimes import open_session
+    from edgekit.types import Engine
+
+    helper = onnx.helper
+    weight = np.random.default_rng(1).standard_normal((4, 3, 3, 3), dtype=np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["images", "w"], ["scores"])],
+        "conv",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [1, 4, 30, 30])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    path = work / "model.onnx"
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=opsets), str(path))
+    digest = sha256_file(path)
+    contract = Preprocess(height=32, width=32)
+    image = np.random.default_rng(2).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    tensor, _ = apply(image, contract)
+    with open_session("onnxruntime", path) as session:
+        outputs = session.run({"images": tensor})
+        inputs, output_specs = session.inputs, session.outputs
+    engine = Engine(runtime="onnxruntime", files=(path,), precision="fp32", sha256=digest)
+    bundle.write(
+        folder,
+        bundle.BundleContents(
+            name="conv",
+            target={"name": "x86-fp32"},
+            checkpoint={"sha256": digest},
+            chain=(
+                bundle.ChainStep(name="export", input_sha256=(digest,), output_sha256=(digest,)),
+            ),
+            models=(bundle.BundleModel(engine=engine, inputs=inputs, outputs=output_specs),),
+            preprocess=contract,
+            golden=(golden.GoldenSample(image=image, input=tensor, outputs=outputs),),
+            golden_runtime="onnxruntime",
+            golden_runtime_version="1",
+            blocks=(bundle.Block(name="scores", output="scores"),),
+            verdict="float",
+        ),
+    )
+    return folder
+
+
+def test_a_bundle_is_timed_on_its_golden_sample(tmp_path: Path, run: Run) -> None:
+    folder = save_bundle(tmp_path / "bundle", tmp_path)
+    code, out, _ = run("bench", folder, "--runs", 5, "--json")
+    answer = json.loads(out)
+    assert (code, answer["runtime"], answer["inputs"]) == (0, "onnxruntime", "given")
+    (model,) = folder.rglob("*.onnx")
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    code, out, _ = run("bench", folder, "--json")
+    assert code == 9 and model.name in json.loads(out)["error"]
+
+
 # --- gates
 
 
@@ -235,7 +297,7 @@ def test_a_budget_that_everything_meets(small: Path, run: Run) -> None:
         ("gone.onnx", "does not exist"),
         ("text.onnx", "is not an ONNX model"),
         ("notes.txt", "neither an .onnx file nor a bundle"),
-        ("empty", "without a manifest.json"),
+        ("empty", "is not a bundle"),
     ],
 )
 def test_things_that_are_no_model(tmp_path: Path, run: Run, name: str, message: str) -> None:

@@ -177,6 +177,7 @@ class FakeProcess:
     """Stands for a timing process: no model, a fixed time per run, and a diary of all turns."""
 
     diary: list[tuple[str, int, int]] = []  # noqa: RUF012 — one diary for all, that is the point
+    run_ms: dict[str, float] = {"quick": 10.0, "slow": 25.0}  # noqa: RUF012
 
     def __init__(self, name: str, *_: Any, **settings: Any) -> None:
         self.name = name
@@ -194,7 +195,7 @@ class FakeProcess:
 
     def run(self, timed: int, untimed: int = 0) -> list[float]:
         FakeProcess.diary.append((self.name, timed, untimed))
-        return [{"quick": 10.0, "slow": 25.0}[self.name]] * timed
+        return [self.run_ms[self.name]] * timed
 
     def usage(self) -> tuple[float, float]:
         FakeProcess.diary.append((self.name, 0, 0))
@@ -223,12 +224,15 @@ def test_two_models_take_turns_abba_baab(diary: list[tuple[str, int, int]]) -> N
     assert (first.runs, second.runs) == (100, 100)
     assert (first.p50_ms, second.p50_ms, ratio.ratio) == (10.0, 25.0, 2.5)
     turns = timed_turns(diary)
-    # 100 ms hold 4 runs of the slower model; a block is 8 of each
+    # 100 ms hold 4 runs of the slower model, so a block is about 8 of each: 12 blocks
     assert turns[:6] == [
         ("quick", 4, 1), ("slow", 8, 1), ("quick", 4, 1),
         ("slow", 4, 1), ("quick", 8, 1), ("slow", 4, 1),
     ]  # fmt: skip
-    assert all(untimed == 1 for _, _, untimed in turns)
+    assert len(turns) == 3 * 12
+    for name in ("quick", "slow"):  # both have each place equally often
+        middles = [turn for turn in turns[1::3] if turn[0] == name]
+        assert len(middles) == 6
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 7, 24, 25, 101])
@@ -242,8 +246,23 @@ def test_each_model_gets_just_the_runs_asked_for(
 
 def test_short_measurements_still_have_enough_blocks(diary: list[tuple[str, int, int]]) -> None:
     measure_against(QUICK, SLOW, MeasureOptions(runs=48))
-    inner = [turn for turn in timed_turns(diary) if turn[1] == 4]
-    assert len(inner) == 12
+    assert [timed for _, timed, _ in timed_turns(diary)[1::3]] == [4] * 12
+
+
+def test_a_turn_begins_with_a_hundredth_of_a_second_untimed(
+    diary: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeProcess, "run_ms", {"quick": 0.5, "slow": 25.0})
+    measure_against(QUICK, SLOW, MeasureOptions(runs=24))
+    untimed = {name: untimed for name, _, untimed in timed_turns(diary)}
+    assert untimed == {"quick": 20, "slow": 1}
+
+
+def test_a_time_limit_ends_after_an_even_number_of_blocks(
+    diary: list[tuple[str, int, int]],
+) -> None:
+    measure_against(QUICK, SLOW, MeasureOptions(seconds=1e-6))
+    assert len(timed_turns(diary)) == 3 * 2
 
 
 def test_pools_spin_alone_and_sleep_in_company(diary: list[tuple[str, int, int]]) -> None:

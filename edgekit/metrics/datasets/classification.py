@@ -102,7 +102,10 @@ def load_npz(path: Path) -> Dataset:
     The arrays are held in memory. Nothing in the file is unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array (.npy)")
+        with loaded as archive:
             missing = [key for key in ("images", "labels") if key not in archive.files]
             if missing:
                 raise BadInput(
@@ -111,8 +114,7 @@ def load_npz(path: Path) -> Dataset:
                 )
             pixels, labels = archive["images"], archive["labels"]
             given = archive["names"] if "names" in archive.files else None
-    # AttributeError: a plain .npy under this name is an array, not an archive
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = "it holds pickled objects" if "pickle" in str(error) else str(error)
         raise BadInput(
             f"{path} cannot be read as .npz: {reason}.",

@@ -1,0 +1,115 @@
+"""`edgekit verify`: a bundle against itself, or one model against another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekit.cli.console import emit, json_option, note, print_table, progress
+from edgekit.cli.contract import contract_overrides, preprocess_options
+from edgekit.errors import BadInput, UsageError, VerificationFailed
+
+if TYPE_CHECKING:
+    from edgekit.stages.verify import Check
+
+
+@click.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("reference", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder of images to compare the two models on (default: random numbers).",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Images to use."
+)
+@preprocess_options
+@json_option
+def command(
+    path: Path,
+    reference: Path | None,
+    images: Path | None,
+    limit: int,
+    as_json: bool,
+    **contract: Any,
+) -> int:
+    """Check the bundle PATH, or the parity of the model PATH with the model REFERENCE.
+
+    A bundle: the hash of every file, the preprocessing contract in all its places, golden inputs
+    and golden outputs. Two models: the same interface, and the outputs block by block; where they
+    part, the node is named. Every check is made; the exit code is 9 when one fails.
+
+    \b
+    Example:
+      edgekit verify yolov5n-x86-int8/
+      edgekit verify simplified.onnx exported.onnx --images photos/
+    """
+    overrides = contract_overrides(contract)
+    checks = _checks(path, reference, images, limit, overrides, as_json)
+    ok = all(check.ok for check in checks)
+    if as_json:
+        emit({"ok": ok, "checks": checks})
+    else:
+        _print(checks)
+        failed = [check.name for check in checks if not check.ok]
+        skipped = [check.name for check in checks if check.skipped]
+        if skipped:
+            note(f"Not checked here: {', '.join(skipped)}.")
+        note(
+            f"Verified: {len(checks) - len(skipped)} checks passed."
+            if ok
+            else f"Error: verification failed: {', '.join(failed[:4])}"
+            + (f" and {len(failed) - 4} more." if failed[4:] else ".")
+        )
+    return 0 if ok else VerificationFailed.exit_code
+
+
+def _checks(
+    path: Path,
+    reference: Path | None,
+    images: Path | None,
+    limit: int,
+    overrides: dict[str, Any],
+    quiet: bool,
+) -> list[Check]:
+    from edgekit.bundle import is_bundle
+
+    if not path.exists():
+        raise BadInput(f"{path} does not exist.", hint="Give a bundle's folder or an ONNX file.")
+    with progress(quiet=quiet) as report:
+        if reference is not None:
+            from edgekit.stages.verify_models import verify_models
+
+            return verify_models(
+                path, reference, images=images, overrides=overrides, limit=limit, progress=report
+            )
+        if path.is_file() and not is_bundle(path):
+            raise UsageError(
+                f"{path} is a single model: there is nothing to check it against.",
+                hint=f"Name the model to compare with: `edgekit verify {path} REFERENCE`.",
+            )
+        if images is not None or overrides:
+            raise UsageError(
+                "--images and the preprocessing options go with two models; a bundle carries its "
+                "own golden inputs."
+            )
+        from edgekit.stages.verify import verify_bundle
+
+        return verify_bundle(path, report)
+
+
+def _print(checks: list[Check]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("check", overflow="fold")
+    table.add_column("")
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        word = "[yellow]skipped" if check.skipped else "[green]ok" if check.ok else "[red]FAILED"
+        table.add_row(escape(check.name), word, escape(check.detail))
+    print_table(table)
