@@ -120,7 +120,9 @@ def readme_text(
     contents: BundleContents, models: list[dict[str, Any]], what: Mapping[str, str]
 ) -> str:
     main, shape = models[0], "x".join(str(n) for n in contents.preprocess.input_shape)
-    names = ", ".join(contents.names[:10]) + (" …" if len(contents.names) > 10 else "")
+    names = ", ".join(" ".join(name.split()) for name in contents.names[:10]) + (
+        " …" if len(contents.names) > 10 else ""
+    )
     width = max(len(name) for name in (*what, MANIFEST, SUMS))
     all_files = {
         **what,
@@ -128,7 +130,7 @@ def readme_text(
         SUMS: "hashes of all files, for `sha256sum -c SHA256SUMS`",
     }
     lines = [
-        f"{contents.name}: a model for {contents.target.get('name', 'a board')}",
+        f"{' '.join(contents.name.split())}: a model for {contents.target.get('name', 'a board')}",
         "",
         contents.verdict,
         "",

@@ -77,6 +77,8 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
     _check_graph(head.path, model)
     described = onnx_file.describe(head.path, model)
     source = _image_input(head.path, described.inputs)
+    if not described.outputs:
+        raise BadInput(f"{head.path} has no outputs.", hint="Export it again.")
     _check_values(head.path, tensors)
     notes = _quantized_notes(model)
     metadata = described.metadata
@@ -228,6 +230,8 @@ def _check_values(path: Path, tensors: list[Any]) -> None:
     import onnx
 
     for tensor in tensors:
+        if _kind(tensor) == "UNDEFINED":
+            raise BadInput(f"{path}: the tensor '{tensor.name}' has no known element type.")
         if _kind(tensor) not in _FLOATS:
             continue
         try:

@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from edgekit.checkpoint import pickle_scan, vetting
 from edgekit.checkpoint.described import Description, describe
 from edgekit.checkpoint.inference import ready
 from edgekit.checkpoint.sniff import Sniff
@@ -23,12 +24,15 @@ _REACHING = re.compile(rb"\b(?:aten|prim|dist_rpc|distributed|_c10d_functional|c
 
 
 def sniff(head: Sniff) -> bool:
-    return head.has("constants.pkl") and any("/code/" in name for name in head.members)
+    return head.has("constants.pkl") and head.has("data.pkl") and any("/code/" in name for name in head.members)
 
 
 def load(head: Sniff, options: LoadOptions) -> Checkpoint:
     """Load the script in eval mode, float32. Raises BadInput when it is damaged or reaches outside."""
     _check_code(head)
+    for name in ("constants", "data", "traced_inputs"):
+        if head.has(f"{name}.pkl"):
+            vetting.vet_tensors(head, f"{name}.pkl", f"{name}/")
     torch = require("torch", "Loading TorchScript")
     try:
         module = torch.jit.load(str(head.path), map_location="cpu")
@@ -42,7 +46,7 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
         sha256="",
         kind="torchscript",
         module=made.module,
-        input_shape=said.input_shape,
+        input_shape=said.input_shape or _traced_shape(head),
         preprocess=said.preprocess,
         task=said.task,
         head=said.head,
@@ -63,6 +67,19 @@ def _check_code(head: Sniff) -> None:
                     "outside of the model.",
                     hint="Trace the model again without it.",
                 )
+
+
+def _traced_shape(head: Sniff) -> tuple[int, ...] | None:
+    """Shape of the image that the module was traced with, batch 1; None for a scripted one."""
+    if not head.has("traced_inputs.pkl"):
+        return None
+    images = []
+    for node in pickle_scan.walk(pickle_scan.scan(head.record("traced_inputs.pkl")).tree):
+        if isinstance(node, pickle_scan.Call) and node.path == "torch._utils._rebuild_tensor_v2":
+            images.append(node.args[2])
+    if len(images) != 1 or not isinstance(images[0], tuple) or len(images[0]) != 4:
+        return None
+    return (1, *(int(size) for size in images[0][1:]))
 
 
 def _description(head: Sniff) -> Description:

@@ -25,6 +25,7 @@ from edgekit.checkpoint.pickle_scan import (
     Instance,
     Persistent,
     PickleError,
+    scan,
     walk,
 )
 from edgekit.checkpoint.sniff import Sniff
@@ -136,9 +137,8 @@ def vet(file: Sniff) -> None:
             hint="If you trust it, add --trust-checkpoint, or save it once more with a newer torch.",
         )
     try:
-        nodes = walk(found.tree)
-        stored = _StoredBytes(file)
-        for node in nodes:
+        stored = _StoredBytes(file, "data/")
+        for node in walk(found.tree):
             if isinstance(node, Call):
                 _check_call(node, stored)
             elif isinstance(node, Instance):
@@ -146,10 +146,32 @@ def vet(file: Sniff) -> None:
             elif isinstance(node, Persistent):
                 stored.check(node)
     except PickleError as error:
-        raise BadInput(
-            f"{file.path} is damaged or was tampered with: {error}.",
-            hint="Copy or download the file again, or save the checkpoint anew.",
-        ) from error
+        raise tampered(file, error) from error
+
+
+def vet_tensors(file: Sniff, record: str, folder: str) -> None:
+    """Check the tensors alone of the pickle `record`, whose storages lie in `folder` of the zip.
+
+    For TorchScript, whose classes are torch's own business. Raises BadInput.
+    """
+    try:
+        stored = _StoredBytes(file, folder)
+        for node in walk(scan(file.record(record)).tree):
+            if isinstance(node, Persistent):
+                stored.check(node)
+            elif isinstance(node, Call) and node.path.startswith(_REBUILD):
+                if node.path not in CALLS:
+                    raise PickleError(f"it calls {node.path}")
+                CALLS[node.path](node, stored)
+    except PickleError as error:
+        raise tampered(file, error) from error
+
+
+def tampered(file: Sniff, error: PickleError) -> BadInput:
+    return BadInput(
+        f"{file.path} is damaged or was tampered with: {error}.",
+        hint="Copy or download the file again, or save the checkpoint anew.",
+    )
 
 
 def walk_safely(file: Sniff) -> list[Any]:
@@ -182,8 +204,9 @@ def unknown_class(file: Sniff, names: list[Global]) -> BadInput:
 class _StoredBytes:
     """How many bytes each storage really has in the file, to hold the pickle's claims against."""
 
-    def __init__(self, file: Sniff) -> None:
+    def __init__(self, file: Sniff, folder: str) -> None:
         self._file = file
+        self._folder = folder
         self._left = 0 if file.is_zip else file.size - file.legacy_data_offset
         self._seen: dict[str, int] = {}
 
@@ -216,7 +239,7 @@ class _StoredBytes:
         storage_type, key, numel = node.id[1], str(node.id[2]), node.id[4]
         claimed = numel * ITEM_BYTES[storage_type.name]
         if self._file.is_zip:
-            member = self._file.members.get(f"{self._file.folder}data/{key}")
+            member = self._file.members.get(f"{self._file.folder}{self._folder}{key}")
             if member is None:
                 raise PickleError(f"the data of storage {key} is missing")
             if claimed > member.size:

@@ -116,6 +116,15 @@ class Steps:
         )
         done = export.run(loaded, resolved.contract, feeds, folder / "model.onnx", options)
         notes = loaded.notes + done.notes
+        head = loaded.head
+        if head is None:
+            # boxes and scores are compared apart, and decoded, by the layout that the shapes show
+            from edgekit.metrics.heads import detect_head
+
+            size = (resolved.contract.height, resolved.contract.width)
+            head = detect_head(done.model.outputs, len(loaded.names) or None, size, loaded.task)
+            if head is not None:
+                notes += (f"outputs decoded as {head}, by their shapes",)
         if not self.images.paths:
             notes += ("no images were given: parity was checked on noise",)
         return Exported(
@@ -125,7 +134,7 @@ class Steps:
             warning=resolved.warning,
             kind=loaded.kind,
             task=loaded.task,
-            head=loaded.head,
+            head=head,
             names=loaded.names,
             parameters=loaded.parameters,
             parity=done.parity,

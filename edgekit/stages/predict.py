@@ -14,17 +14,11 @@ from edgekit import images, preprocess
 from edgekit.cpu import available_cores
 from edgekit.errors import BadInput, NotPossible, UsageError
 from edgekit.metrics.datasets import Dataset, Sample, Truth
-from edgekit.metrics.heads import HeadMatch, choose_head
-from edgekit.metrics.plausibility import Plausibility
-from edgekit.metrics.postprocess import (
-    Classification,
-    Detections,
-    Suppression,
-    decode,
-    suppress,
-)
+from edgekit.metrics.heads import HeadMatch
+from edgekit.metrics.postprocess import Classification, Detections, Suppression
 from edgekit.preprocess import Placement, Preprocess
 from edgekit.runtimes.base import Session
+from edgekit.stages.decoding import Decoder
 from edgekit.types import Progress, TensorSpec, no_progress
 
 if TYPE_CHECKING:
@@ -33,7 +27,6 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 8
 _MOST_DECODING = 2
-_ANY_CLASS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,9 +57,8 @@ class _Loaded:
 class Predictor:
     """One pass of a session over a data set.
 
-    After `run` is exhausted, `match` is the head that was used, `notes` what was noticed, and
-    `skipped` the messages of the images that could not be read. `names` are the classes in the
-    model's numbering.
+    After `run` is exhausted, `notes` say what was noticed, and `skipped` are the messages of the
+    images that could not be read.
     """
 
     def __init__(
@@ -86,16 +78,27 @@ class Predictor:
         self.contract = contract
         self.notes: list[str] = []
         self.skipped: list[str] = []
-        self.match: HeadMatch
         self._session = session
-        self._head = head
         self._rule = suppression or Suppression()
         self._workers = workers or max(1, min(_MOST_WORKERS, available_cores() - 1))
         self._max_bad_share = max_bad_share
         self._size = (contract.height, contract.width)
-        self._input = _check_input(session, contract)
+        self._input = check_input(session, contract)
         self._batch = _batch_size(self._input, batch)
-        self.names, self._numbers = self._numbering(tuple(names))
+        known, self._numbers = self._numbering(tuple(names))
+        self._decoder = Decoder(
+            self._size, head=head, names=known, named=dataset.named, task=dataset.task
+        )
+
+    @property
+    def match(self) -> HeadMatch:
+        """The head that is used; known once the first image was run."""
+        return self._decoder.match
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes in the model's numbering."""
+        return self._decoder.names
 
     def _numbering(
         self, model: tuple[str, ...]
@@ -219,40 +222,9 @@ class Predictor:
                     continue  # no output per image
                 value = value[None]
             outputs[name] = value
-        if not hasattr(self, "match"):
-            self._choose_head(outputs)
+        if not self._decoder.settled:
+            self._decoder.settle(outputs)
         return outputs
-
-    def _choose_head(self, outputs: dict[str, NDArray[Any]]) -> None:
-        """Settle the head by the shapes of the first run: a graph's own may leave them open."""
-        specs = [
-            TensorSpec(name=name, shape=tuple(value.shape), dtype=str(value.dtype))
-            for name, value in outputs.items()
-        ]
-        self.match = choose_head(
-            specs,
-            self._size,
-            name=self._head,
-            num_classes=len(self.names) or None,
-            task=self.dataset.task,
-        )
-        known = self.match.num_classes
-        if self.match.head.task == "classify":
-            self._settle_classes(known)
-        self._plausibility = Plausibility(
-            self.match, self._size, known or len(self.names) or _ANY_CLASS
-        )
-
-    def _settle_classes(self, known: int) -> None:
-        """A classifier shows its classes in its shape: data without names gets that many."""
-        wrong = self.dataset.named or len(self.names) > known
-        if self.names and len(self.names) != known and wrong:
-            raise BadInput(
-                f"The model has {known} classes, the data {len(self.names)}.",
-                hint="Give the data that the model was trained for.",
-            )
-        if len(self.names) < known:
-            self.names = tuple(str(number) for number in range(known))
 
     # --- decoding ---------------------------------------------------------------------------------
 
@@ -263,35 +235,18 @@ class Predictor:
         return [self._decode_one(value[i], item) for i, item in enumerate(items)]
 
     def _decode_one(self, output: NDArray[np.float32], item: _Loaded) -> Prediction:
-        height, width = item.placement.source_height, item.placement.source_width
-        if self.match.head.task == "classify":
-            import numpy as np
-
-            logits = output.reshape(-1)
-            if not np.isfinite(logits).all():
-                raise BadInput(
-                    f"The model's output holds values that are not finite (on {item.sample.name}).",
-                    hint="The model is broken, or fed the wrong input.",
-                )
-            label = item.sample.label
-            if label is not None and self._numbers is not None:
-                label = int(self._numbers[label])
+        sample, placement = item.sample, item.placement
+        answer = self._decoder.decode(output, placement, self._rule, sample.name)
+        height, width = placement.source_height, placement.source_width
+        if isinstance(answer, Detections):
             return Prediction(
-                sample=item.sample,
-                height=height,
-                width=width,
-                classification=Classification(logits=logits),
-                label=label,
+                sample=sample, height=height, width=width, detections=answer, truth=item.truth
             )
-        classes = self.match.num_classes or len(self.names)
-        candidates = decode(output, self.match, self._size, classes, self._rule)
-        self._plausibility.see(output, candidates, item.sample.name)
+        label = sample.label
+        if label is not None and self._numbers is not None:
+            label = int(self._numbers[label])
         return Prediction(
-            sample=item.sample,
-            height=height,
-            width=width,
-            detections=suppress(candidates, self.match, item.placement, self._rule),
-            truth=item.truth,
+            sample=sample, height=height, width=width, classification=answer, label=label
         )
 
     def _finish(self, done: int) -> None:
@@ -301,11 +256,10 @@ class Predictor:
             self.notes.append(
                 f"{len(self.skipped)} images could not be read and were left out: {self.skipped[0]}"
             )
-        if self.match.head.task == "detect":
-            self.notes.extend(self._plausibility.finish())
+        self.notes.extend(self._decoder.finish())
 
 
-def _check_input(session: Session, contract: Preprocess) -> TensorSpec:
+def check_input(session: Session, contract: Preprocess) -> TensorSpec:
     """The session's one image input, which the contract must fit."""
     if len(session.inputs) != 1:
         raise NotPossible(

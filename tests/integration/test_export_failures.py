@@ -134,7 +134,7 @@ def test_one_truncated_image_is_skipped_and_counted(
     calibrate = next(stage for stage in answer["stages"] if stage["name"] == "calibrate")
     assert "1 images skipped" in " ".join(calibrate["notes"])
     manifest = json.loads((place / "out" / "manifest.json").read_text())
-    assert len(manifest["calibration"]["images"]) == 11
+    assert len(manifest["calibration"]["image_sha256"]) == 11
 
 
 def test_too_many_truncated_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,7 +240,7 @@ def test_file_names_of_any_kind_become_plain_ones(tmp_path: Path) -> None:
     model = BundleModel(engine=engine, inputs=made.models[0].inputs, outputs=())
     out = tmp_path / "out put"
     bundle.write(out, contents(tmp_path / "parts", models=(model,), name='a "b" $(c)\n;'))
-    assert bundle.open_model(out)[1] == [out / "onnxruntime/mein_modell___x____.onnx"]
+    assert bundle.open_model(out)[1] == [out / "onnxruntime/mein_modell___x___.onnx"]
     assert all_ok(verify_bundle(out))
 
 

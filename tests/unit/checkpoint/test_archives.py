@@ -34,6 +34,7 @@ def test_torchscript(tmp_path: Path, way: str, half: bool) -> None:
     loaded = load(tmp_path / "m.pt")
     expected = making.small()(making.image())
     assert loaded.kind == "torchscript"
+    assert loaded.input_shape == ((1, 3, 8, 8) if way == "trace" else None)
     assert loaded.parameters == sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         assert float((loaded.module(making.image()) - expected).abs().max()) < (2e-2 if half else 1e-6)

@@ -142,16 +142,16 @@ def test_the_resampled_figure_is_the_librarys(seed):
 def test_a_weight_counts_an_image_so_many_times(seed):
     results = random_results(seed)
     weights = np.random.default_rng(seed).integers(0, 3, len(results))
-    repeated = [result for result, count in zip(results, weights, strict=True) for _ in range(count)]
+    repeated = [
+        result for result, count in zip(results, weights, strict=True) for _ in range(count)
+    ]
     ours = match([(r.found, r.truth) for r in results], 4).average_precision(weights)
     theirs = detection.average_precision(repeated, 4)
     # the library ranks the copies of a score one after another; the figures differ by that only
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02)
     left_out = [result for result, count in zip(results, weights, strict=True) if count]
     once = match([(r.found, r.truth) for r in results], 4).average_precision(weights > 0)
-    np.testing.assert_allclose(
-        once, detection.average_precision(left_out, 4), rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(once, detection.average_precision(left_out, 4), rtol=0, atol=1e-12)
 
 
 def test_only_the_hundred_best_of_a_class_count():

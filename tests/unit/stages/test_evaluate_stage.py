@@ -31,9 +31,7 @@ class Detector:
 
     def __init__(self, batch: int | str = 1, classes: int = 3) -> None:
         self.inputs = (TensorSpec(name="x", shape=(batch, 3, SIZE, SIZE), dtype="float32"),)
-        self.outputs = (
-            TensorSpec(name="y", shape=(batch, 4 + classes, CELLS), dtype="float32"),
-        )
+        self.outputs = (TensorSpec(name="y", shape=(batch, 4 + classes, CELLS), dtype="float32"),)
         self.classes = classes
         self.batches: list[int] = []
 
@@ -51,7 +49,9 @@ class Detector:
         return output
 
     def close(self) -> None: ...
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
+
     def __exit__(self, *_): ...
 
 
