@@ -22,24 +22,18 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgekit import atomic
+from edgekit.cacheentry import DAMAGE, ENTRY, CacheEntry, EntryInfo, checked, describe
 from edgekit.cachekey import cache_key, differences, plain
 from edgekit.errors import BadInput, NoSpace, UsageError
 from edgekit.filelock import NamedLock
 
 DEFAULT_MAX_MB = 4096.0
 """Size cap of the cache without EDGEKIT_CACHE_MAX_MB, megabytes (10^6 bytes)."""
-
-_RESULT, _ENTRY = "result.json", "entry.json"
-# what reading an entry raises when its files are not as they were put
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 
 
 def cache_folder() -> Path:
@@ -65,36 +59,6 @@ def max_mb() -> float:
             f"EDGEKIT_CACHE_MAX_MB is {text!r}.", hint="Give a number of megabytes, e.g. 4096."
         )
     return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheEntry:
-    """A stage's answer: `result` is its result.json, `folder` holds its files.
-
-    The files belong to the cache: copy what is to be kept, never change one in place.
-    """
-
-    key: str
-    stage: str
-    folder: Path
-    result: dict[str, Any]
-
-    def file(self, name: str) -> Path:
-        """Path of the file `name` (relative) of this entry."""
-        return self.folder / name
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntryInfo:
-    """One line of `edgekit cache show`; times in seconds since the epoch."""
-
-    key: str
-    stage: str
-    size_mb: float
-    created_s: float
-    used_s: float
-    in_use: bool
-    partial: bool
 
 
 class StageCache:
@@ -168,15 +132,15 @@ class StageCache:
                 lock = self._lock(key)
                 lock.acquire(exclusive=False)
         try:
-            result, stage = _checked(folder, key)
-        except _DAMAGE as error:
+            result, stage = checked(folder, key)
+        except DAMAGE as error:
             lock.release()
             if folder.is_dir():  # else evicted before it was locked
                 self._note(f"cache: {key} is damaged ({error}); it is not used and made again.")
                 self._discard(key)
             return None
         with contextlib.suppress(OSError):
-            os.utime(folder / _ENTRY)
+            os.utime(folder / ENTRY)
         self._held[key] = lock
         return CacheEntry(key=key, stage=stage, folder=folder, result=result)
 
@@ -193,7 +157,7 @@ class StageCache:
             temporary, lock = self._claimed("temporary", key)
             try:
                 yield temporary
-                _describe(temporary, key, stage, fields)
+                describe(temporary, key, stage, fields)
                 self._adopt(temporary, key)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -339,8 +303,8 @@ class StageCache:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             try:
-                _checked(self._entry_folder(key), key)
-            except _DAMAGE:
+                checked(self._entry_folder(key), key)
+            except DAMAGE:
                 self._bury(key)
                 temporary.rename(self._entry_folder(key))
 
@@ -408,10 +372,10 @@ class StageCache:
             for folder in _listed(self.folder / room):
                 stored: dict[str, Any] = {}
                 with contextlib.suppress(OSError, ValueError):
-                    read = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
+                    read = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
                     stored = read if isinstance(read, dict) else {}
                 try:
-                    mark = folder if partial or not stored else folder / _ENTRY
+                    mark = folder if partial or not stored else folder / ENTRY
                     used = mark.stat().st_mtime
                     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
                 except OSError:  # removed meanwhile by another process
@@ -435,36 +399,3 @@ def _listed(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _describe(folder: Path, key: str, stage: str, fields: dict[str, Any]) -> None:
-    """Write entry.json: sha256 and size of each file in `folder`; everything is fsynced."""
-    if not (folder / _RESULT).is_file():
-        raise ValueError(f"the stage {stage} put no {_RESULT} into its cache entry")
-    files = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            name = file.relative_to(folder).as_posix()
-            files[name] = {"sha256": atomic.sha256_file(file), "size": file.stat().st_size}
-    atomic.write_json(
-        folder / _ENTRY,
-        {"key": key, "stage": stage, "fields": fields, "files": files, "created_s": time.time()},
-    )
-    atomic.fsync_tree(folder)
-
-
-def _checked(folder: Path, key: str) -> tuple[dict[str, Any], str]:
-    """(result.json, stage) of the entry in `folder`; ValueError when a file is not what was put."""
-    stored = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
-    if stored["key"] != key:
-        raise ValueError(f"it is the entry of {stored['key']}")
-    for name, expected in stored["files"].items():
-        file = folder / name
-        if file.stat().st_size != expected["size"] or (
-            atomic.sha256_file(file) != expected["sha256"]
-        ):
-            raise ValueError(f"{name} has changed")
-    result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
-    if not isinstance(result, dict):
-        raise ValueError(f"{_RESULT} is not an object")
-    return result, str(stored["stage"])

@@ -82,7 +82,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise BadInput(f"{where}: expected a list, got {type(value).__name__}.")
         return tuple(_decode(typing.get_args(hint)[0], item, where) for item in value)
-    if origin is dict:
+    if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise BadInput(f"{where}: expected an object, got {type(value).__name__}.")
         return {

@@ -266,7 +266,9 @@ def fit(image: NDArray[np.uint8], contract: Preprocess) -> tuple[NDArray[np.uint
             cv2.BORDER_CONSTANT,
             value=(contract.pad_value,) * 3,
         )
-        scale_x, scale_y = new_width / width, new_height / height
+        # one ratio for both axes, as the labels that detectors are trained on are scaled: the rounding
+        # of the new size to whole pixels is not part of the mapping
+        scale_x = scale_y = ratio
         offset_x, offset_y = float(left), float(top)
     else:  # center_crop
         want_y = contract.height / contract.crop_fraction

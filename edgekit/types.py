@@ -49,7 +49,8 @@ class Checkpoint:
 
     Exactly one of `module` and `onnx` is set. `preprocess`, `head`, `names`, `input_shape` are what
     the checkpoint itself says, None where it is silent. `head` is a decoder's name
-    (edgekit.metrics.heads), `weights_sha256` hashes names, shapes and bytes of all parameters.
+    (edgekit.metrics.heads). `architecture` is the network's name ("yolo11n", a factory's name),
+    `training_batch` the batch size it was trained with; "" and None where nobody says.
     """
 
     path: Path
@@ -64,6 +65,8 @@ class Checkpoint:
     names: tuple[str, ...] = ()
     parameters: int = 0
     notes: tuple[str, ...] = ()
+    architecture: str = ""
+    training_batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgekit.errors import BadInput
+from edgekit.errors import BadInput, UsageError
 from edgekit.types import Checkpoint
 
 # kind → module with `sniff(head) -> bool` and `load(head, options) -> Checkpoint`, in the order of
@@ -28,7 +28,8 @@ KINDS: dict[str, str] = {
     "state_dict": "edgekit.checkpoint.state_dict",
     "whole_module": "edgekit.checkpoint.whole_module",
 }
-WEIGHTS = ("auto", "ema", "model")
+_WITH_ARCH = ("safetensors", "state_dict")
+_WITH_EMA = ("ultralytics", "state_dict", "whole_module")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,13 @@ def load(path: Path, options: LoadOptions | None = None) -> Checkpoint:
     path = Path(path)
     options = options or LoadOptions()
     kind, module, head = recognize(path)
+    if options.weights == "ema" and kind not in _WITH_EMA:
+        raise UsageError(f"--weights ema: {path} ({kind}) has one set of weights only.")
     loaded: Checkpoint = module.load(head, options)
-    return dataclasses.replace(loaded, kind=kind, path=path, sha256=sha256_file(path))
+    notes = loaded.notes
+    if options.arch is not None and kind not in _WITH_ARCH:
+        notes += ("--arch is not used: the checkpoint holds its network",)
+    return dataclasses.replace(loaded, kind=kind, path=path, sha256=sha256_file(path), notes=notes)
 
 
 def options_key(options: LoadOptions) -> dict[str, Any]:

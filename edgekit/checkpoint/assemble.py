@@ -152,4 +152,6 @@ def _load(module: Any, state: Mapping[str, Any], path: Path) -> None:
     left = [k for k in result.missing_keys if not k.endswith(_OPTIONAL)]
     left += result.unexpected_keys
     if left:
-        raise BadInput(f"{path}: tensors without a place in {type(module).__name__}: {_some(left)}.")
+        raise BadInput(
+            f"{path}: tensors without a place in {type(module).__name__}: {_some(left)}."
+        )

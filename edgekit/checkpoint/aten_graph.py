@@ -121,7 +121,10 @@ class Program(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, graph: Graph, bound: Mapping[str, str], parameters: Mapping[str, Tensor],
+        self,
+        graph: Graph,
+        bound: Mapping[str, str],
+        parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
@@ -231,7 +234,11 @@ def _step(node: Any, depth: int) -> Step:
             kwargs[str(name)] = value
         else:
             args.append(value)
-        if name in ("training", "train", "use_input_stats") and value is True and target != _SET_GRAD:
+        if (
+            name in ("training", "train", "use_input_stats")
+            and value is True
+            and target != _SET_GRAD
+        ):
             raise GraphError(f"it was exported in training mode ({target})")
     results = tuple(_result(output) for output in _list(node, "outputs"))
     return Step(call, tuple(args), kwargs, results)

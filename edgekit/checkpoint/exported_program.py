@@ -25,7 +25,9 @@ _DTYPES = {
     **{1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32"},
     **{8: "float64", 12: "bool", 13: "bfloat16"},
 }
-_EXPORT_HINT = "Export it again: torch.export.save(torch.export.export(model.eval(), (x,)), 'm.pt2')."
+_EXPORT_HINT = (
+    "Export it again: torch.export.save(torch.export.export(model.eval(), (x,)), 'm.pt2')."
+)
 
 
 def sniff(head: Sniff) -> bool:
@@ -82,9 +84,7 @@ def _json(head: Sniff, record: str) -> Any:
         ) from error
 
 
-def _bind(
-    head: Sniff, signature: Any
-) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+def _bind(head: Sniff, signature: Any) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
     """Names of graph inputs → names of tensors, and the tensors: parameters and buffers."""
     from edgekit.checkpoint.aten_graph import GraphError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import importlib
 import inspect
 import sys
@@ -50,6 +51,8 @@ def build(options: LoadOptions) -> Any:
     values = {key: parse_value(text) for key, text in options.arch_args.items()}
     with importable(options.code), contextlib.redirect_stdout(sys.stderr):
         factory = _find(module_name, name)
+        if isinstance(factory, torch.nn.Module):
+            return copy.deepcopy(factory)  # a module that stands ready under this name
         _check_arguments(factory, options.arch, values)
         try:
             made = factory(**values)

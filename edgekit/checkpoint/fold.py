@@ -162,9 +162,7 @@ def _pick(state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> str | N
     return None
 
 
-def _unpacked(
-    state: dict[str, Any], prefix: str, key: str, used: list[str], path: Path
-) -> Any:
+def _unpacked(state: dict[str, Any], prefix: str, key: str, used: list[str], path: Path) -> Any:
     """Integer codes in the weight's shape."""
     import torch
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # fields of ModelProto (onnx/onnx.proto) and their wire types: 0 varint, 2 length-delimited
 _FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _GRAPH = 7
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu", "LSTM", "GRU")
 _NO_PARAMETERS = ("INT64", "BOOL", "STRING", "UNDEFINED")  # shapes, indices, axes
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
 
@@ -79,7 +80,7 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
     source = _image_input(head.path, described.inputs)
     if not described.outputs:
         raise BadInput(f"{head.path} has no outputs.", hint="Export it again.")
-    _check_values(head.path, tensors)
+    _check_values(head.path, tensors, _weights(model.graph))
     notes = _quantized_notes(model)
     metadata = described.metadata
     shape = _shape(source, metadata)
@@ -224,8 +225,16 @@ def _image_input(path: Path, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
     return inputs[0]
 
 
-def _check_values(path: Path, tensors: list[Any]) -> None:
-    """Raises BadInput for NaN or infinity in a float weight, and for data that misses its shape."""
+def _weights(graph: Any) -> set[str]:
+    """Names that layers with weights read: what must be finite."""
+    return {name for node in graph.node if node.op_type in _LAYERS for name in node.input}
+
+
+def _check_values(path: Path, tensors: list[Any], weights: set[str]) -> None:
+    """Raises BadInput for NaN anywhere, infinity in a weight, and data that misses its shape.
+
+    Infinities elsewhere have a meaning: limits of a Clip, attention masks.
+    """
     import numpy as np
     import onnx
 
@@ -237,11 +246,14 @@ def _check_values(path: Path, tensors: list[Any]) -> None:
         try:
             values = onnx.numpy_helper.to_array(tensor, base_dir=str(path.resolve().parent))
         except (ValueError, TypeError, RuntimeError, OSError, IndexError) as error:
-            raise BadInput(f"{path}: the data of '{tensor.name}' is unreadable: {error}.") from error
-        if values.size == 0 or values.ndim == 0:
-            continue  # scalars may be limits: Clip's infinity, a mask's -inf
-        low, high = np.min(values), np.max(values)
-        if not (np.isfinite(np.float64(low)) and np.isfinite(np.float64(high))):
+            raise BadInput(
+                f"{path}: the data of '{tensor.name}' is unreadable: {error}."
+            ) from error
+        if values.size == 0:
+            continue
+        low, high = np.float64(np.min(values)), np.float64(np.max(values))
+        finite = np.isfinite(low) and np.isfinite(high)
+        if np.isnan(low) or (tensor.name in weights and not finite):
             bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float64))))
             raise BadInput(
                 f"{path}: the weight '{tensor.name}' holds {bad} values that are NaN or infinite, of "
@@ -261,7 +273,11 @@ def _quantized_notes(model: Any) -> tuple[str, ...]:
             f"already quantized: {counts.get('QuantizeLinear', 0)} QuantizeLinear, {pairs} "
             "DequantizeLinear (QDQ)"
         )
-    dynamic = {k: counts[k] for k in ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger") if k in counts}
+    dynamic = {
+        k: counts[k]
+        for k in ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+        if k in counts
+    }
     if dynamic:
         listed = ", ".join(f"{count} {kind}" for kind, count in dynamic.items())
         notes.append(f"dynamically quantized: {listed}")

@@ -81,10 +81,15 @@ class Persistent:
 
 @dataclass(frozen=True)
 class Scan:
-    """A pickle as data: the tree, every name in the order of appearance, and its length in bytes."""
+    """A pickle as data: its tree, every name and every object in the order of appearance.
+
+    `made` holds each `Call`, `Instance` and `Persistent`, also those that the tree no longer reaches:
+    an unpickler executes them all the same. `end` is where the pickle's bytes end.
+    """
 
     tree: Any
     globals: tuple[Global, ...]
+    made: tuple[Any, ...]
     end: int
 
 
@@ -107,6 +112,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[Global, None] = {}
+        self.made: list[Any] = []
+
+    def make(self, node: Any) -> None:
+        self.made.append(node)
+        self.stack.append(node)
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -180,17 +190,19 @@ class _Machine:
         target = self.top()
         if not isinstance(target, (Call, Instance)):
             raise PickleError(f"BUILD on a {type(target).__name__}")
+        if state is None or target.state is not None:
+            raise PickleError("BUILD without a state, or twice on one object")
         target.state = state
 
     def call(self, function: Any, args: Any) -> None:
         if not isinstance(args, tuple):
             raise PickleError("REDUCE without a tuple of arguments")
-        self.stack.append(Call(function, args))
+        self.make(Call(function, args))
 
     def instance(self, cls: Any, args: Any) -> None:
         if not isinstance(args, tuple):
             raise PickleError("NEWOBJ without a tuple of arguments")
-        self.stack.append(Instance(cls, args))
+        self.make(Instance(cls, args))
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
@@ -212,7 +224,7 @@ def _mark_object(machine: _Machine) -> None:
     items = machine.pop_to_mark()
     if not items:
         raise PickleError("OBJ without a class")
-    machine.stack.append(Call(items[0], tuple(items[1:])))
+    machine.make(Call(items[0], tuple(items[1:])))
 
 
 def _tuple(machine: _Machine, count: int) -> None:
@@ -285,8 +297,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "OBJ": lambda m, a: _mark_object(m),
     "INST": lambda m, a: _inst(m, a),
     "BUILD": lambda m, a: m.build(),
-    "PERSID": lambda m, a: m.stack.append(Persistent(a)),
-    "BINPERSID": lambda m, a: m.stack.append(Persistent(m.pop())),
+    "PERSID": lambda m, a: m.make(Persistent(a)),
+    "BINPERSID": lambda m, a: m.make(Persistent(m.pop())),
     "GET": lambda m, a: m.recall(a),
     "BINGET": lambda m, a: m.recall(a),
     "LONG_BINGET": lambda m, a: m.recall(a),
@@ -323,7 +335,7 @@ def _frozenset(machine: _Machine) -> None:
 def _inst(machine: _Machine, arg: str) -> None:
     items = machine.pop_to_mark()
     machine.name(*_split(arg))
-    machine.stack.append(Call(machine.stack.pop(), tuple(items)))
+    machine.make(Call(machine.stack.pop(), tuple(items)))
 
 
 def scan(data: bytes | mmap.mmap, start: int = 0) -> Scan:
@@ -347,7 +359,12 @@ def scan(data: bytes | mmap.mmap, start: int = 0) -> Scan:
         raise PickleError(str(error) or type(error).__name__) from error
     if len(machine.stack) != 1 or machine.stack[0] is _MARK:
         raise PickleError("the pickle ends with something left on its stack")
-    return Scan(tree=machine.stack[0], globals=tuple(machine.globals), end=stream.tell())
+    return Scan(
+        tree=machine.stack[0],
+        globals=tuple(machine.globals),
+        made=tuple(machine.made),
+        end=stream.tell(),
+    )
 
 
 def children(node: Any) -> list[Any]:

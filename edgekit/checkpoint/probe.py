@@ -63,7 +63,28 @@ def check_forward(
 
 
 # sizes of images that published networks take, the likeliest first
-_SIDES = (224, 32, 96, 28, 64, 128, 192, 256, 320, 416, 512, 640, 160, 299, 240, 384, 48, 40, 36, 16)
+_SIDES = (
+    224,
+    32,
+    96,
+    28,
+    64,
+    128,
+    192,
+    256,
+    320,
+    416,
+    512,
+    640,
+    160,
+    299,
+    240,
+    384,
+    48,
+    40,
+    36,
+    16,
+)
 
 
 def first_shape(module: Any, path: Path) -> tuple[int, ...]:

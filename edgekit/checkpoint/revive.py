@@ -209,7 +209,9 @@ def fold_mask(module: Any, name: str) -> None:
     original = module._parameters.pop(f"{name}_orig", None)
     mask = module._buffers.pop(f"{name}_mask", None)
     if original is None or mask is None or original.shape != mask.shape:
-        raise BadInput(f"The pruning mask of '{name}' in a {type(module).__name__} does not fit it.")
+        raise BadInput(
+            f"The pruning mask of '{name}' in a {type(module).__name__} does not fit it."
+        )
     module.__dict__.pop(name, None)
     module.register_parameter(
         name, torch.nn.Parameter((original * mask).detach(), requires_grad=False)
@@ -254,8 +256,12 @@ def _plain(value: StandIn) -> Any:
         return str(PurePosixPath(*[part for part in args if isinstance(part, str)]))
     if name == "scalar" and len(args) == 2 and isinstance(args[1], (bytes, str)):
         return _numpy_scalar(args[0], args[1])
-    if name in ("Namespace", "SimpleNamespace", "IterableSimpleNamespace") and isinstance(state, dict):
-        return {k: v for k, v in state.items() if isinstance(v, (str, int, float, bool, type(None)))}
+    if name in ("Namespace", "SimpleNamespace", "IterableSimpleNamespace") and isinstance(
+        state, dict
+    ):
+        return {
+            k: v for k, v in state.items() if isinstance(v, (str, int, float, bool, type(None)))
+        }
     return _DROP
 
 
@@ -280,5 +286,6 @@ def plain_fields(value: Any) -> dict[str, Any]:
     return {
         key: item
         for key, item in value.items()
-        if isinstance(key, str) and isinstance(item, (str, int, float, bool, list, tuple, type(None)))
+        if isinstance(key, str)
+        and isinstance(item, (str, int, float, bool, list, tuple, type(None)))
     }

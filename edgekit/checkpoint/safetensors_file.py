@@ -109,7 +109,9 @@ def _tensors(head: Sniff, header: dict[str, Any], start: int) -> dict[str, Any]:
             kind, size = _DTYPES[entry["dtype"]]
             shape, (begin, end) = entry["shape"], entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(head, f"the entry of '{name}' is incomplete or of unknown type") from error
+            raise _damaged(
+                head, f"the entry of '{name}' is incomplete or of unknown type"
+            ) from error
         numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise _damaged(head, f"'{name}' has an impossible shape")

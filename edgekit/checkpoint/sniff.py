@@ -30,6 +30,7 @@ _DAMAGED_ZIP = (
     OverflowError,
     NotImplementedError,
     RuntimeError,  # an encrypted member
+    OSError,  # offsets that lead before the file's beginning
 )
 
 
@@ -57,7 +58,9 @@ class Sniff:
     @property
     def is_legacy_torch(self) -> bool:
         """Whether the file opens with the pickled magic number of torch before 1.6."""
-        return self.head[:2] == b"\x80\x02" and LEGACY_MAGIC.to_bytes(10, "little") in self.head[:32]
+        return (
+            self.head[:2] == b"\x80\x02" and LEGACY_MAGIC.to_bytes(10, "little") in self.head[:32]
+        )
 
     @cached_property
     def members(self) -> dict[str, Member]:
@@ -134,9 +137,10 @@ class Sniff:
 
     def _legacy(self) -> tuple[Scan, int]:
         """The object and the end of the five pickles: magic, protocol, system, object, keys."""
-        with open(self.path, "rb") as file, mmap.mmap(
-            file.fileno(), 0, access=mmap.ACCESS_READ
-        ) as data:
+        with (
+            open(self.path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             scans: list[Scan] = []
             position = 0
             for _ in range(5):
@@ -147,7 +151,14 @@ class Sniff:
             raise PickleError("wrong magic number or version")
         if not isinstance(scans[4].tree, list):
             raise PickleError("the list of storages is missing")
-        return scans[3], position
+        # an unpickler executes all five, so names and objects of all five count
+        merged = Scan(
+            tree=scans[3].tree,
+            globals=tuple(dict.fromkeys(name for one in scans for name in one.globals)),
+            made=tuple(node for one in scans for node in one.made),
+            end=position,
+        )
+        return merged, position
 
     @property
     def tree(self) -> Any:

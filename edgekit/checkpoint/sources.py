@@ -70,8 +70,10 @@ def _imports(file: Path, module: str, is_package: bool) -> set[str]:
 
 def _is_installed(file: Path) -> bool:
     parts = file.parts
-    return "site-packages" in parts or "dist-packages" in parts or any(
-        file.is_relative_to(prefix) for prefix in _library_folders()
+    return (
+        "site-packages" in parts
+        or "dist-packages" in parts
+        or any(file.is_relative_to(prefix) for prefix in _library_folders())
     )
 
 

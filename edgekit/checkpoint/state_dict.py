@@ -71,4 +71,5 @@ def from_mapping(
         names=description.names,
         parameters=filled.parameters,
         notes=chosen.notes + filled.notes,
+        architecture=(options.arch or "").rpartition(":")[2],
     )

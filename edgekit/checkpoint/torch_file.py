@@ -64,6 +64,7 @@ def read(file: Sniff) -> Any:
     torch = require("torch", f"Loading {file.path.name}")
     from torch.serialization import safe_globals
 
+    check_reader(file)
     assert file.pickle is not None  # vet has seen it
     # names that torch knows itself come first in its unpickler, so these never shadow them
     classes = [stand_in(name) for name in file.pickle.globals]
@@ -75,6 +76,37 @@ def read(file: Sniff) -> Any:
     # nothing but reading this file happens here: whatever comes is the file's fault.
     except Exception as error:
         raise unreadable(file.path, error) from error
+
+
+def check_reader(file: Sniff) -> None:
+    """Raises BadInput when torch's zip reader sees other records than the ones that were vetted.
+
+    A zip can be built so that two readers find two different listings in it.
+    """
+    if not file.is_zip:
+        return
+    import torch
+
+    try:
+        reader = torch._C.PyTorchFileReader(str(file.path))
+        records = list(reader.get_all_records())
+        # what decides: pickles and TorchScript sources byte by byte, the rest by its size
+        decisive = [r for r in records if r.endswith((".pkl", ".py"))]
+        same = all(reader.get_record(record) == file.record(record) for record in decisive)
+        if hasattr(reader, "get_record_size"):
+            sizes = {record: reader.get_record_size(record) for record in records}
+            folder = file.folder or ""
+            same = same and sizes == {n[len(folder) :]: m.size for n, m in file.members.items()}
+    # torch's reader reports damage with RuntimeError and others
+    except BadInput:
+        raise
+    except Exception as error:
+        raise unreadable(file.path, error) from error
+    if not same:
+        raise BadInput(
+            f"{file.path} is a zip archive with two different listings.",
+            hint="No honest program writes such a file; do not use it.",
+        )
 
 
 def unreadable(path: Path, error: BaseException) -> BadInput:
@@ -100,7 +132,10 @@ def read_trusted(file: Sniff, options: LoadOptions) -> Any:
         warnings.simplefilter("ignore")
         try:
             return torch.load(
-                file.path, map_location="cpu", weights_only=False, pickle_module=_Finder(options.code)
+                file.path,
+                map_location="cpu",
+                weights_only=False,
+                pickle_module=_Finder(options.code),
             )
         except (ModuleNotFoundError, AttributeError) as error:
             raise BadInput(
@@ -144,7 +179,9 @@ def _from_script(name: str, code: tuple[Path, ...]) -> Any:
                 tree = ast.parse(script.read_text(encoding="utf-8"))
             except (OSError, ValueError, SyntaxError):
                 continue
-            if any(isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name for n in tree.body):
+            if any(
+                isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name for n in tree.body
+            ):
                 return getattr(importlib.import_module(script.stem), name)
     raise AttributeError(f"class '{name}' of the training script ('__main__')")
 

@@ -10,7 +10,7 @@ from edgekit.checkpoint import pickle_scan, vetting
 from edgekit.checkpoint.described import Description, describe
 from edgekit.checkpoint.inference import ready
 from edgekit.checkpoint.sniff import Sniff
-from edgekit.checkpoint.torch_file import unreadable
+from edgekit.checkpoint.torch_file import check_reader, unreadable
 from edgekit.errors import BadInput
 from edgekit.require import require
 from edgekit.types import Checkpoint
@@ -19,21 +19,25 @@ if TYPE_CHECKING:
     from edgekit.checkpoint import LoadOptions
 
 # operators with which a script reaches files or other processes
-_REACHING = re.compile(rb"\b(?:aten|prim|dist_rpc|distributed|_c10d_functional|c10d)[.:]*"
-                       rb"(?:save|from_file|read_file|rpc_\w+|all_reduce|broadcast)\b|torch\.(?:save|from_file)\b")
+_REACHING = re.compile(
+    rb"\b(?:aten|prim|dist_rpc|distributed|_c10d_functional|c10d)[.:]*"
+    rb"(?:save|from_file|read_file|rpc_\w+|all_reduce|broadcast)\b|torch\.(?:save|from_file)\b"
+)
 
 
 def sniff(head: Sniff) -> bool:
-    return head.has("constants.pkl") and head.has("data.pkl") and any("/code/" in name for name in head.members)
+    has_code = any("/code/" in name for name in head.members)
+    return has_code and head.has("constants.pkl") and head.has("data.pkl")
 
 
 def load(head: Sniff, options: LoadOptions) -> Checkpoint:
     """Load the script in eval mode, float32. Raises BadInput when it is damaged or reaches outside."""
     _check_code(head)
-    for name in ("constants", "data", "traced_inputs"):
+    for name in ("constants", "data"):  # traced inputs are stored without their values
         if head.has(f"{name}.pkl"):
             vetting.vet_tensors(head, f"{name}.pkl", f"{name}/")
     torch = require("torch", "Loading TorchScript")
+    check_reader(head)
     try:
         module = torch.jit.load(str(head.path), map_location="cpu")
     # torch's reader is C++ and reports damage with RuntimeError mostly, but also with others
@@ -73,13 +77,22 @@ def _traced_shape(head: Sniff) -> tuple[int, ...] | None:
     """Shape of the image that the module was traced with, batch 1; None for a scripted one."""
     if not head.has("traced_inputs.pkl"):
         return None
-    images = []
-    for node in pickle_scan.walk(pickle_scan.scan(head.record("traced_inputs.pkl")).tree):
-        if isinstance(node, pickle_scan.Call) and node.path == "torch._utils._rebuild_tensor_v2":
-            images.append(node.args[2])
-    if len(images) != 1 or not isinstance(images[0], tuple) or len(images[0]) != 4:
+    try:
+        nodes = pickle_scan.walk(pickle_scan.scan(head.record("traced_inputs.pkl")).tree)
+    except pickle_scan.PickleError:
+        return None  # torch does not read this record either
+    shapes = [
+        node.args[2]
+        for node in nodes
+        if isinstance(node, pickle_scan.Call)
+        and node.path == "torch._utils._rebuild_tensor_v2"
+        and len(node.args) > 2
+    ]
+    shape = shapes[0] if len(shapes) == 1 else None
+    if not isinstance(shape, tuple) or len(shape) != 4:
         return None
-    return (1, *(int(size) for size in images[0][1:]))
+    sizes = [size for size in shape[1:] if isinstance(size, int) and 0 < size <= 1 << 16]
+    return (1, *sizes) if len(sizes) == 3 else None
 
 
 def _description(head: Sniff) -> Description:

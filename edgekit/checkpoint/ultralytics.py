@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import PurePath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 _MODELS = "ultralytics.nn.tasks."
 _DEFAULT_SIZE = 640
 _STRIDE = 32
-_ONNX_HINT = "Export it to ONNX with Ultralytics (yolo export format=onnx) and give edgekit that file."
+_ONNX_HINT = (
+    "Export it to ONNX with Ultralytics (yolo export format=onnx) and give edgekit that file."
+)
 
 
 def sniff(head: Sniff) -> bool:
@@ -93,7 +96,10 @@ def _checkpoint(head: Sniff, model: Any, record: Any, notes: tuple[str, ...]) ->
     from edgekit.checkpoint.probe import check_forward
 
     made = ready(model, head.path)
-    arguments = {**plain_fields(record.get("train_args")), **plain_fields(getattr(model, "args", None))}
+    arguments = {
+        **plain_fields(record.get("train_args")),
+        **plain_fields(getattr(model, "args", None)),
+    }
     if isinstance(record.get("train_args"), dict):
         arguments.update(plain_fields(record["train_args"]))
     module, task, layout = _deployable(model, head)
@@ -104,7 +110,9 @@ def _checkpoint(head: Sniff, model: Any, record: Any, notes: tuple[str, ...]) ->
     # only the parameters that take part count: a training-only branch is left behind
     final = ready(module, head.path)
     if _has_second_head(model.model[-1]):
-        used, unused = ("end-to-end", "one-to-many") if layout == "yolo26" else ("one-to-many", "end-to-end")
+        used, unused = (
+            ("end-to-end", "one-to-many") if layout == "yolo26" else ("one-to-many", "end-to-end")
+        )
         notes += (f"of its two heads the {used} one is deployed, the {unused} one left out",)
     check_forward(module, shape, head.path)
     return Checkpoint(
@@ -119,7 +127,22 @@ def _checkpoint(head: Sniff, model: Any, record: Any, notes: tuple[str, ...]) ->
         names=_names(names),
         parameters=final.parameters,
         notes=notes + made.notes,
+        architecture=_architecture(model),
+        training_batch=_batch(arguments),
     )
+
+
+def _architecture(model: Any) -> str:
+    """Name of the yaml that the network was built from, "" where it is gone."""
+    yaml = getattr(model, "yaml", None)
+    file = yaml.get("yaml_file") if isinstance(yaml, dict) else None
+    return PurePath(file).stem if isinstance(file, str) else ""
+
+
+def _batch(arguments: dict[str, Any]) -> int | None:
+    value = arguments.get("batch")
+    # -1 asked Ultralytics to choose; a bool is an int, too
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _deployable(model: Any, file: Sniff) -> tuple[Any, str, str]:
@@ -129,7 +152,9 @@ def _deployable(model: Any, file: Sniff) -> tuple[Any, str, str]:
     layers = list(model.model)
     head = layers[-1]
     kind = type(head).__name__
-    body = Layers(layers[:-1], _saved(model.save), [_source(layer.f, i) for i, layer in enumerate(layers)])
+    body = Layers(
+        layers[:-1], _saved(model.save), [_source(layer.f, i) for i, layer in enumerate(layers)]
+    )
     if kind in ("Detect", "v10Detect"):
         end_to_end = _is_end_to_end(head)
         return Detector(body, head, end_to_end), "detect", "yolo26" if end_to_end else "yolov8"
@@ -151,7 +176,9 @@ def _saved(value: Any) -> list[int]:
 def _source(value: Any, index: int) -> int | list[int]:
     """What layer `index` reads: -1 for the layer before, or indices of earlier layers."""
     items = value if isinstance(value, list) else [value]
-    plain = [i for i in items if isinstance(i, int) and not isinstance(i, bool) and -index <= i < index]
+    plain = [
+        i for i in items if isinstance(i, int) and not isinstance(i, bool) and -index <= i < index
+    ]
     first = index == 0 and items == [-1]
     if not first and (len(plain) != len(items) or not items):
         raise ValueError(f"layer {index} reads from {value!r}")
@@ -201,7 +228,9 @@ def _contract(task: str, channels: int, size: int) -> Preprocess | None:
         return None
     if task == "classify":
         return Preprocess(height=size, width=size, resize="center_crop")
-    return Preprocess(height=size, width=size, resize="letterbox", pad_value=114, pad_place="center")
+    return Preprocess(
+        height=size, width=size, resize="letterbox", pad_value=114, pad_place="center"
+    )
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -219,10 +248,27 @@ def import_ultralytics() -> ModuleType:
     require("torch", "Loading an Ultralytics checkpoint")
     if "ultralytics.nn.tasks" in sys.modules:
         return sys.modules["ultralytics"]
-    with _quiet_environment():
+    with _quiet_environment(), _settings_of_others():
         package = require("ultralytics", "Loading an Ultralytics checkpoint")
         require("ultralytics.nn.tasks", "Loading an Ultralytics checkpoint")
     return package
+
+
+@contextlib.contextmanager
+def _settings_of_others() -> Iterator[None]:
+    """Put back what the import changes in other packages: threads of OpenCV, printing, torch.save."""
+    import cv2
+    import numpy as np
+    import torch
+
+    threads, printing, save = cv2.getNumThreads(), np.get_printoptions(), torch.save
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        np.set_printoptions(**printing)
+        torch.set_printoptions(profile="default")
+        torch.save = save
 
 
 @contextlib.contextmanager

@@ -130,15 +130,16 @@ def vet(file: Sniff) -> None:
     unknown = [name for name in found.globals if not is_known(name)]
     if unknown:
         raise unknown_class(file, unknown)
-    if file.is_legacy_torch and any(_is_old_module(node) for node in walk_safely(file)):
+    if file.is_legacy_torch and any(_is_old_module(node) for node in found.made):
         raise BadInput(
             f"{file.path} is a whole module in the format of torch before 1.6, which cannot be read "
             "without running it.",
             hint="If you trust it, add --trust-checkpoint, or save it once more with a newer torch.",
         )
     try:
+        walk(found.tree)  # for its depth: what follows recurses
         stored = _StoredBytes(file, "data/")
-        for node in walk(found.tree):
+        for node in found.made:
             if isinstance(node, Call):
                 _check_call(node, stored)
             elif isinstance(node, Instance):
@@ -156,7 +157,7 @@ def vet_tensors(file: Sniff, record: str, folder: str) -> None:
     """
     try:
         stored = _StoredBytes(file, folder)
-        for node in walk(scan(file.record(record)).tree):
+        for node in scan(file.record(record)).made:
             if isinstance(node, Persistent):
                 stored.check(node)
             elif isinstance(node, Call) and node.path.startswith(_REBUILD):
@@ -172,14 +173,6 @@ def tampered(file: Sniff, error: PickleError) -> BadInput:
         f"{file.path} is damaged or was tampered with: {error}.",
         hint="Copy or download the file again, or save the checkpoint anew.",
     )
-
-
-def walk_safely(file: Sniff) -> list[Any]:
-    """Every node of the pickle; none when it is nested too deep, which `vet` reports."""
-    try:
-        return walk(file.tree)
-    except PickleError:
-        return []
 
 
 def _is_old_module(node: Any) -> bool:
@@ -268,7 +261,9 @@ class _StoredBytes:
                     f"a tensor of shape {list(sizes)} reaches outside of its storage of {numel}"
                 )
         if elements * item > max(64 << 20, 4 * self._file.size):
-            raise PickleError(f"a tensor of shape {list(sizes)} in a file of {self._file.size} bytes")
+            raise PickleError(
+                f"a tensor of shape {list(sizes)} in a file of {self._file.size} bytes"
+            )
 
 
 def _is_count(value: Any) -> bool:
@@ -278,11 +273,12 @@ def _is_count(value: Any) -> bool:
 def _counts(value: Any) -> tuple[int, ...]:
     if isinstance(value, Call) and value.path == "torch.Size" and len(value.args) == 1:
         value = value.args[0]
-    if not isinstance(value, (tuple, list)) or len(value) > 32:
+    # a list could still be changed after the tensor was made
+    if not isinstance(value, tuple) or len(value) > 32:
         raise PickleError("a tensor without a proper shape")
     if not all(_is_count(item) for item in value):
         raise PickleError("a tensor with a negative or meaningless shape")
-    return tuple(value)
+    return value
 
 
 def _tensor(call: Call, stored: _StoredBytes) -> None:
@@ -382,6 +378,9 @@ def _check_call(call: Call, stored: _StoredBytes) -> None:
         raise PickleError("it calls something that is no named function")
     path = call.path
     if path in CALLS:
+        # BUILD on a tensor gives it another storage and geometry
+        if call.state is not None and path != "collections.OrderedDict":
+            raise PickleError(f"it changes what {path} made")
         CALLS[path](call, stored)
     elif path == GETATTR:
         # a bound method: Ultralytics' fused layers hold self.forward = self.forward_fuse
@@ -400,8 +399,6 @@ def _check_instance(node: Instance) -> None:
     if not isinstance(node.cls, Global):
         raise PickleError("an object of something that is no named class")
     path = node.path
-    if path == "torch.nn.parameter.Parameter" or is_module_class(path) or is_dead_data(path):
-        return
-    if path == "collections.OrderedDict":
+    if is_module_class(path) or is_dead_data(path) or path == "collections.OrderedDict":
         return
     raise PickleError(f"an object of {path}")

@@ -39,7 +39,17 @@ EMA_KEYS = (
 )
 # where EMA helpers keep their copy, below one of the above
 _INNER_KEYS = ("state_dict", "module", "shadow", "model", "params", "ema_model")
-_TRAINING = ("optim", "sched", "scaler", "loss", "criterion", "callbacks", "loops", "rng", "teacher")
+_TRAINING = (
+    "optim",
+    "sched",
+    "scaler",
+    "loss",
+    "criterion",
+    "callbacks",
+    "loops",
+    "rng",
+    "teacher",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("edgekit.cli.quantize", "Insert INT8 QDQ into an ONNX model."),
     "verify": ("edgekit.cli.verify", "Check a bundle, or the parity of two models."),
     "evaluate": ("edgekit.cli.evaluate", "Measure accuracy on labelled images."),
+    "draw": ("edgekit.cli.draw", "Write images with the boxes or classes that a model finds."),
     "bench": ("edgekit.cli.bench", "Measure latency; gate on it; compare two models."),
     "targets": ("edgekit.cli.targets", "List and show target profiles."),
     "doctor": ("edgekit.cli.doctor", "Show what this machine has and what each target lacks."),

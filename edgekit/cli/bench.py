@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli.checkpoint_options import checkpoint_options, load_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
-from edgekit.errors import BadInput, LatencyBudgetMissed, UsageError
+from edgekit.cli.model_options import size_of
+from edgekit.errors import LatencyBudgetMissed, UsageError
 
 if TYPE_CHECKING:
+    from edgekit.checkpoint import LoadOptions
     from edgekit.stages.measure import ModelToTime
     from edgekit.types import LatencyReport, SpeedUp
 
@@ -48,6 +51,7 @@ def cpu_list(text: str) -> tuple[int, ...]:
     epilog="""\b
 Examples:
   edgekit bench model.onnx --threads 4
+  edgekit bench best.pt --against best-x86-int8/        # PyTorch against the bundle
   edgekit bench best-x86-int8/ --max-p99-ms 25          # exit code 7 when it is slower
   edgekit bench int8.onnx --against float.onnx --json   # against.ratio above 1: int8 is faster
 """
@@ -95,6 +99,8 @@ Examples:
     show_default=True,
     help="Seconds to wait for one run.",
 )
+@click.option("--imgsz", metavar="N|HxW", help="Input size, where the model leaves it open.")
+@checkpoint_options
 @json_option
 def command(
     model: Path,
@@ -109,7 +115,9 @@ def command(
     max_p50_ms: float | None,
     max_p99_ms: float | None,
     timeout_s: float,
+    imgsz: str | None,
     as_json: bool,
+    **arguments: Any,
 ) -> int:
     """Measure latency on this machine; gate on it; compare two models.
 
@@ -128,14 +136,15 @@ def command(
         affinity=cpu_list(affinity) if affinity is not None else (),
         timeout_s=timeout_s,
     )
-    this = resolve(model, inputs)
+    load, size = load_options(arguments), size_of(imgsz)
+    this = resolve(model, inputs, load, size)
     other_report: LatencyReport | None = None
     ratio: SpeedUp | None = None
     if against is None:
         with progress(quiet=as_json) as report_progress:
             report = measure(this, options, report_progress)
     else:
-        other = resolve(against, inputs)
+        other = resolve(against, inputs, load, size)
         with progress(quiet=as_json) as report_progress:
             report, other_report, ratio = measure_against(this, other, options, report_progress)
     missed = _missed(report, max_p50_ms, max_p99_ms)
@@ -164,40 +173,46 @@ def command(
     return 0
 
 
-def resolve(path: Path, inputs: Path | None = None) -> ModelToTime:
-    """What to time for a path of the command line: an .onnx file, or a bundle's folder.
+def resolve(
+    path: Path,
+    inputs: Path | None = None,
+    load: LoadOptions | None = None,
+    size: tuple[int, int] | None = None,
+) -> ModelToTime:
+    """What to time for a path of the command line: a checkpoint, an ONNX file, or a bundle's folder.
 
-    Raises BadInput for anything else, VerificationFailed for a bundle whose files were changed.
+    `size` (height, width) is for checkpoints and files that leave it open. Raises what
+    `edgekit.stages.opening.describe` raises.
     """
     from edgekit.stages.measure import ModelToTime
 
-    if path.is_dir():
-        from edgekit.bundle import open_model, read_manifest
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        from edgekit import onnx_file
 
-        runtime, files, contract = open_model(path)
-        if inputs is None:
-            # a bundle carries real inputs: its golden samples
-            manifest = read_manifest(path)
-            golden = [manifest.path(sample.input) for sample in manifest.golden.samples]
-            inputs = golden[0] if golden else None
+        # any ONNX file can be timed, also one that takes no images
+        contract = onnx_file.read_contract(onnx_file.describe(path))
+        if contract is not None and size is not None:
+            contract = contract.replace(height=size[0], width=size[1])
         return ModelToTime(
-            name=path.name, runtime=runtime, files=tuple(files), contract=contract, inputs=inputs
+            name=path.name,
+            runtime="onnxruntime",
+            files=(path,),
+            contract=contract,
+            inputs=inputs,
         )
-    if not path.exists():
-        raise BadInput(f"The model {path} does not exist.")
-    if path.suffix.lower() != ".onnx":
-        raise BadInput(
-            f"{path} is neither an .onnx file nor a bundle.",
-            hint="Export it first: `edgekit export CHECKPOINT --target …`.",
-        )
-    from edgekit import onnx_file
+    from edgekit.stages.opening import describe
 
+    named = describe(path, load)
+    if inputs is None and named.golden:
+        # a bundle carries real inputs: its golden samples
+        inputs = named.golden[0]
     return ModelToTime(
-        name=path.name,
-        runtime="onnxruntime",
-        files=(path,),
-        contract=onnx_file.read_contract(onnx_file.describe(path)),
+        name=named.name,
+        runtime=named.runtime,
+        files=named.files,
+        contract=named.contract(size=size).contract,
         inputs=inputs,
+        load=named.load,
     )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli.checkpoint_options import checkpoint_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
-from edgekit.errors import BadInput, UsageError
+from edgekit.cli.model_options import open_model, size_of
 
 if TYPE_CHECKING:
     from edgekit.metrics.datasets import Dataset
     from edgekit.preprocess import Preprocess
-    from edgekit.types import AccuracyReport, Checkpoint
+    from edgekit.stages.opening import NamedModel
+    from edgekit.stages.predict import Prediction
+    from edgekit.types import AccuracyReport
 
 _LABELS = {
     "map50_95": "mAP50-95",
@@ -34,11 +38,13 @@ _FEW_CLASSES = 20
 Examples:
   edgekit evaluate yolov5n.onnx --data coco/data.yaml
   edgekit evaluate yolov5n.onnx --data instances_val2017.json --limit 500 --json
+  edgekit evaluate best.pt --data data.yaml --save-images drawn/
+  edgekit evaluate best-x86-int8/ --data data.yaml
   edgekit evaluate resnet20.onnx --data cifar10.npz --batch 8 --resize none \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 """
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL|BUNDLE", type=click.Path(path_type=Path))
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -101,6 +107,20 @@ Examples:
     help="Bootstrap resamples for the 95 % interval; 0 for none.",
 )
 @click.option("--per-class", is_flag=True, help="List every class, however many.")
+@click.option(
+    "--save-images",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write the images there with what was found, labelled boxes as thin white lines.",
+)
+@click.option(
+    "--save-conf",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Lowest score of a box that --save-images draws.",
+)
+@checkpoint_options
 @preprocess_options
 @json_option
 def command(
@@ -120,10 +140,12 @@ def command(
     max_bad_images: float,
     resamples: int,
     per_class: bool,
+    save_images: Path | None,
+    save_conf: float,
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Measure the accuracy of MODEL on labelled images.
+    """Measure the accuracy of MODEL on labelled images: a checkpoint, an ONNX file, or a bundle.
 
     Detection: mAP by the COCO protocol, precision and recall at the best mean F1. Classification:
     top-1 and top-5. The 95 % intervals come from resampling the images.
@@ -132,84 +154,68 @@ def command(
 
     from edgekit.cpu import available_cores
     from edgekit.metrics.datasets import open_dataset
-    from edgekit.runtimes import open_session
     from edgekit.runtimes.base import SessionOptions
     from edgekit.stages import evaluate
 
     overrides = contract_overrides(arguments)
-    checkpoint = _open_model(model)
-    contract = _contract(checkpoint, overrides, imgsz)
+    named = open_model(model, arguments)
+    contract = _contract(named, overrides, imgsz)
     options = evaluate.EvaluateOptions(
-        head=head or checkpoint.head,
+        head=head or named.checkpoint.head,
         conf=conf,
         iou=iou,
         max_det=max_det,
         batch=batch,
         workers=workers,
-        names=checkpoint.names,
+        names=named.checkpoint.names,
         resamples=resamples,
         max_bad_share=max_bad_images,
     )
     dataset = open_dataset(data, split=split, images=data_images, limit=limit)
     settings = SessionOptions(threads=threads or max(1, available_cores() - 1))
-    assert checkpoint.onnx is not None
+    see = _writer(save_images, save_conf) if save_images is not None else None
     started = time.perf_counter()
-    with (
-        open_session("onnxruntime", checkpoint.onnx, settings) as session,
-        progress(quiet=as_json) as bar,
-    ):
-        report = evaluate.run(session, dataset, contract, options, bar)
+    with named.open(contract, settings) as session, progress(quiet=as_json) as bar:
+        report = evaluate.run(session, dataset, contract, options, bar, see)
     seconds = time.perf_counter() - started
     for text in report.notes:
         note(f"Note: {text}")
     if as_json:
-        emit(_answer(report, contract, dataset, seconds))
+        emit(_answer(report, contract, dataset, named.runtime, seconds))
         return
     _show(model.name, dataset, report, per_class)
 
 
-def _open_model(path: Path) -> Checkpoint:
-    """The model's file with what it says about itself. Raises BadInput for anything but ONNX."""
-    from edgekit import checkpoint as checkpoints
+def _writer(out: Path, conf: float) -> Callable[[Prediction, Sequence[str]], object]:
+    """Draws every prediction into a file below `out`."""
+    from edgekit.stages.draw import ImageWriter
 
-    loaded = checkpoints.load(path)
-    if loaded.onnx is None:
-        raise BadInput(
-            f"{path} is a checkpoint ({loaded.kind}), not an ONNX model.",
-            hint="Export it first: `edgekit export CHECKPOINT --target x86-fp32`.",
-        )
-    return loaded
+    writers: list[ImageWriter] = []
+
+    def see(prediction: Prediction, names: Sequence[str]) -> None:
+        if not writers:  # a classifier's names are known after its first run
+            writers.append(ImageWriter(out, names, conf=conf))
+        writers[0].write(prediction)
+
+    return see
 
 
-def _contract(checkpoint: Checkpoint, overrides: dict[str, Any], imgsz: str | None) -> Preprocess:
+def _contract(model: NamedModel, overrides: dict[str, Any], imgsz: str | None) -> Preprocess:
     """The preprocessing contract: flags over metadata; assumed, with a warning, without either."""
-    from edgekit.stages import contract
-
-    resolved = contract.resolve(checkpoint, overrides, _size(imgsz))
+    resolved = model.contract(overrides, size_of(imgsz))
     if resolved.warning:
         warn(resolved.warning)
     return resolved.contract
 
 
-def _size(imgsz: str | None) -> tuple[int, int] | None:
-    """(height, width) from N or HxW."""
-    if imgsz is None:
-        return None
-    parts = imgsz.lower().replace(",", "x").split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
-        raise UsageError(
-            f"The input size {imgsz!r} cannot be read.", hint="--imgsz 320 or --imgsz 320x416"
-        )
-    return int(parts[0]), int(parts[-1])
-
-
 def _answer(
-    report: AccuracyReport, contract: Preprocess, dataset: Dataset, seconds: float
+    report: AccuracyReport, contract: Preprocess, dataset: Dataset, runtime: str, seconds: float
 ) -> dict[str, Any]:
-    """The report's keys, with the contract, the class names and the time taken."""
+    """The report's keys, with the runtime, the contract, the class names and the time taken."""
     from edgekit.types import to_json
 
     answer: dict[str, Any] = to_json(report)
+    answer["runtime"] = runtime
     answer["preprocess"] = contract.to_dict()
     answer["classes"] = list(dataset.names)
     answer["seconds"] = seconds

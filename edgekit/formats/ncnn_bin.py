@@ -15,6 +15,7 @@ load_model of each layer under src/layer.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -264,6 +265,9 @@ LAYERS: dict[str, Callable[[NcnnLayer], Slots]] = {
 }
 """Layer types with weights → the arrays that their parameters announce. All others have none."""
 
+Buffer = bytes | mmap.mmap
+"""What a `.bin` can be parsed from."""
+
 Weights = Sequence[Mapping[str, Array]]
 """For each layer of the graph, in its order, its arrays by name; most layers have none."""
 
@@ -278,23 +282,24 @@ def slots_of(layer: NcnnLayer) -> list[Slot]:
     return slots
 
 
-def parse(data: bytes, graph: NcnnGraph, where: str = "bin") -> list[dict[str, Array]]:
+def parse(data: Buffer, graph: NcnnGraph, where: str = "bin") -> list[dict[str, Array]]:
     """The arrays of every layer, as views into `data`.
 
     Raises BadInput, naming the layer, when the bytes do not fit the graph: cut off, too many, an
     unknown storage, another model's weights.
     """
     weights: list[dict[str, Array]] = []
+    view = memoryview(data)
     at = 0
 
-    def take(size: int, layer: NcnnLayer, slot: Slot) -> bytes:
+    def take(size: int, layer: NcnnLayer, slot: Slot) -> memoryview:
         nonlocal at
-        if size > len(data) - at:
+        if size > len(view) - at:
             raise _refused(
                 where, f"it ends within the {slot.name} of layer '{layer.name}' ({layer.type})"
             )
         at += size
-        return data[at - size : at]
+        return view[at - size : at]
 
     for layer in graph.layers:
         arrays: dict[str, Array] = {}
@@ -310,11 +315,11 @@ def parse(data: bytes, graph: NcnnGraph, where: str = "bin") -> list[dict[str, A
                     )
             dtype = np.dtype("<f4" if tag is None else _DTYPES[tag])
             values = np.frombuffer(take(slot.size * dtype.itemsize, layer, slot), dtype)
-            padding = take(-values.nbytes % 4, layer, slot)
+            padding = bytes(take(-values.nbytes % 4, layer, slot))
             arrays[slot.name] = Array(values, tag, padding)
         weights.append(arrays)
-    if at != len(data):
-        raise _refused(where, f"{len(data) - at} bytes are left over behind the last layer")
+    if at != len(view):
+        raise _refused(where, f"{len(view) - at} bytes are left over behind the last layer")
     return weights
 
 
@@ -343,12 +348,18 @@ def to_bytes(graph: NcnnGraph, weights: Weights) -> bytes:
 
 
 def read(path: Path, graph: NcnnGraph) -> list[dict[str, Array]]:
-    """Read a `.bin` file. Raises BadInput as `parse`, and when it cannot be read."""
+    """Read a `.bin` file; the arrays are views of the mapped file, loaded as they are used.
+
+    Raises BadInput as `parse`, and when it cannot be read.
+    """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise _refused(str(path), f"it is larger than {MAX_FILE_BYTES >> 30} GiB")
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            if size > MAX_FILE_BYTES:
+                raise _refused(str(path), f"it is larger than {MAX_FILE_BYTES >> 30} GiB")
+            # a file without a byte cannot be mapped
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except FileNotFoundError as error:
         raise BadInput(f"The model's weights {path} do not exist.") from error
     except OSError as error:

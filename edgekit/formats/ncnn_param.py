@@ -31,7 +31,7 @@ _OLD_ARRAY = -23300
 _KEY = re.compile(r"[+-]?[0-9]{1,9}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _FLOAT = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_STRING = re.compile(r'[A-Za-z][\x21-\x7e]*|"[\x20\x21\x23-\x7e]*"')
+_STRING = re.compile(r'[A-Za-z][\x21\x23-\x7e]{0,254}|"[\x20\x21\x23-\x7e]{0,254}"')
 
 
 class _Problem(Exception):
@@ -231,10 +231,10 @@ def _fields(line: str) -> list[str]:
 
 
 def _check_value(name: str, key: int, value: str) -> None:
-    if "," not in value and key > _OLD_ARRAY:
-        if not (_FLOAT.fullmatch(value) or _STRING.fullmatch(value)):
-            raise _Problem(f"layer '{name}': {key}={value} is not a value")
+    if key > _OLD_ARRAY and (_FLOAT.fullmatch(value) or _STRING.fullmatch(value)):
         return
+    if key > _OLD_ARRAY and "," not in value:
+        raise _Problem(f"layer '{name}': {key}={value} is not a value")
     parts = value.split(",")
     if key > _OLD_ARRAY and parts[-1] == "":
         parts.pop()  # a trailing comma marks an array of one

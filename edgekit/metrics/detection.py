@@ -75,82 +75,99 @@ def _column(iou: float) -> int:
     return int(np.argmin(np.abs(IOU_THRESHOLDS - iou)))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """Boxes of all images in one table, as the library takes them: x, y, width, height."""
+
+    image: NDArray[np.int64]
+    number: NDArray[np.int64]
+    sides: NDArray[np.float64]
+    value: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Any, Any, Any]]) -> _Rows:
+        """From (boxes [N, 4], classes [N], value [N]) per image; images count from 1."""
+        sides = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _ in parts)])
+        sides[:, 2:] -= sides[:, :2]
+        lengths = [len(classes) for _, classes, _ in parts]
+        return cls(
+            image=np.repeat(np.arange(1, len(parts) + 1), lengths),
+            number=np.concatenate([np.zeros(0, np.int64), *(classes for _, classes, _ in parts)]),
+            sides=sides.astype(np.float64),
+            value=np.concatenate([np.zeros(0), *(value for _, _, value in parts)]),
+        )
+
+    def of_class(self, number: int) -> Iterator[tuple[int, list[float], float]]:
+        mine = np.flatnonzero(self.number == number)
+        yield from zip(
+            self.image[mine].tolist(),
+            self.sides[mine].tolist(),
+            self.value[mine].tolist(),
+            strict=True,
+        )
+
+
 def average_precision(results: Sequence[ImageResult], num_classes: int) -> NDArray[np.float64]:
     """AP of each class at each IoU threshold: float64 [K, 10], nan for classes without truth.
 
     One class at a time: the library keeps a dict per box, and a large set has millions of them.
     """
     coco: Any = require("faster_coco_eval", "Computing mAP")
+    objects = _Rows.of([(r.truth.boxes, r.truth.classes, r.truth.crowd) for r in results])
+    detections = _Rows.of(
+        [(r.found.boxes.astype(np.float64), r.found.classes, r.found.scores) for r in results]
+    )
     table = np.full((num_classes, len(IOU_THRESHOLDS)), np.nan)
     for number in range(num_classes):
-        truth, found = _annotations(results, number)
-        if not any(not box["iscrowd"] for box in truth):
-            continue
-        if not found:
-            table[number] = 0.0
-            continue
-        images = sorted({box["image_id"] for box in (*truth, *found)})
-        reference = coco.COCO(
+        # ids count from 1: the library takes an id of 0 for "not matched"
+        truth = [
             {
-                "images": [{"id": key} for key in images],
-                "annotations": truth,
-                "categories": [{"id": number, "name": str(number)}],
+                "id": key,
+                "image_id": image,
+                "category_id": number,
+                "bbox": sides,
+                "area": sides[2] * sides[3],
+                "iscrowd": int(crowd),
             }
-        )
-        evaluation = coco.COCOeval_faster(reference, reference.loadRes(found), "bbox")
-        evaluation.params.iouThrs = IOU_THRESHOLDS
-        evaluation.params.maxDets = [MAX_PER_CLASS]
-        evaluation.params.areaRng = [[0.0, 1e10]]
-        evaluation.params.areaRngLbl = ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        table[number] = evaluation.eval["precision"][:, :, 0, 0, 0].mean(axis=1)
+            for key, (image, sides, crowd) in enumerate(objects.of_class(number), start=1)
+        ]
+        if all(box["iscrowd"] for box in truth):
+            continue
+        # "segmentation" is given so that the library does not make a polygon of every box
+        found = [
+            {
+                "image_id": image,
+                "category_id": number,
+                "bbox": sides,
+                "score": score,
+                "segmentation": [],
+            }
+            for image, sides, score in detections.of_class(number)
+        ]
+        table[number] = _of_one_class(coco, truth, found) if found else 0.0
     return table
 
 
-def _annotations(
-    results: Sequence[ImageResult], number: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Truth and detections of one class as the library takes them (bbox x, y, width, height)."""
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for image, result in enumerate(results, start=1):
-        mine = result.truth.classes == number
-        for box, crowd, area in zip(
-            _sides(result.truth.boxes[mine]),
-            result.truth.crowd[mine].tolist(),
-            result.truth.area[mine].tolist(),
-            strict=True,
-        ):
-            # ids count from 1: the library takes an id of 0 for "not matched"
-            truth.append(
-                {
-                    "id": len(truth) + 1,
-                    "image_id": image,
-                    "category_id": number,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-            )
-        chosen = np.flatnonzero(result.found.classes == number)[:MAX_PER_CLASS]
-        for box, score in zip(
-            _sides(result.found.boxes[chosen]), result.found.scores[chosen].tolist(), strict=True
-        ):
-            found.append(
-                {
-                    "image_id": image,
-                    "category_id": number,
-                    "bbox": box,
-                    "score": score,
-                    # given so that the library does not make a polygon of every box
-                    "segmentation": [],
-                }
-            )
-    return truth, found
-
-
-def _sides(boxes: NDArray[Any]) -> Iterator[list[float]]:
-    corners = boxes.astype(np.float64)
-    corners[:, 2:] -= corners[:, :2]
-    yield from corners.tolist()
+def _of_one_class(
+    coco: Any, truth: list[dict[str, Any]], found: list[dict[str, Any]]
+) -> NDArray[np.float64]:
+    """AP per IoU threshold, float64 [10]. Object sizes do not matter: one range holds them all."""
+    images = sorted({box["image_id"] for box in (*truth, *found)})
+    number = truth[0]["category_id"]
+    reference = coco.COCO(
+        {
+            "images": [{"id": key} for key in images],
+            "annotations": truth,
+            "categories": [{"id": number, "name": str(number)}],
+        }
+    )
+    evaluation = coco.COCOeval_faster(reference, reference.loadRes(found), "bbox")
+    evaluation.params.iouThrs = IOU_THRESHOLDS
+    evaluation.params.maxDets = [MAX_PER_CLASS]
+    evaluation.params.areaRng = [[0.0, 1e10]]
+    evaluation.params.areaRngLbl = ["all"]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, 0, 0, 0]
+    result: NDArray[np.float64] = precision.mean(axis=1)
+    return result

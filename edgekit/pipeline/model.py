@@ -252,11 +252,16 @@ class Model:
         *,
         batch: int | None = None,
         workers: int | None = None,
+        skipped: list[str] | None = None,
         progress: Progress = no_progress,
     ) -> Iterator[Prediction]:
-        """What `edgekit.stages.predict.Predictor` yields for these samples."""
-        if self.task is None:
-            self.predict(samples[0].image())
+        """What `edgekit.stages.predict.Predictor` yields for these samples.
+
+        With `skipped`, images that cannot be read are left out and their messages added to it; at
+        least one must be readable.
+        """
+        if not self._decoder.settled:
+            self._settle()
         assert self.task is not None
         data = Dataset(
             task=self.task, names=self.names, samples=samples, source=Path(samples[0].name)
@@ -270,8 +275,11 @@ class Model:
             names=self.names,
             batch=batch,
             workers=workers,
+            max_bad_share=0.0 if skipped is None else 1.0,
         )
         yield from predictor.run(progress)
+        if skipped is not None:
+            skipped.extend(predictor.skipped)
 
     def result_of(self, prediction: Prediction) -> Result:
         """The typed answer of a `Prediction`."""
@@ -280,6 +288,13 @@ class Model:
             answer = prediction.classification
         assert answer is not None
         return self._typed(answer, prediction.height, prediction.width)
+
+    def _settle(self) -> None:
+        """Learn the head, and with it task and names, from a run on a grey image."""
+        import numpy as np
+
+        grey = np.full((self.contract.height, self.contract.width, 3), 114, dtype=np.uint8)
+        self._outputs(apply(grey, self.contract)[0])
 
     def _outputs(self, tensor: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The outputs of one image, with a batch axis; the head is settled on the first call."""

@@ -12,6 +12,7 @@ from edgekit.runtimes.base import Session, SessionOptions
 # name → module with `open(files, options) -> Session`; a new runtime is a module and a line here
 RUNTIMES = {
     "onnxruntime": "edgekit.runtimes.onnxruntime",
+    "ncnn": "edgekit.runtimes.ncnn",
 }
 
 

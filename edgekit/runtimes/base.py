@@ -19,11 +19,14 @@ class SessionOptions:
 
     `spinning` False stops the thread pool's busy waiting: needed when two sessions of several
     threads take turns, because spinning pools slow each other down.
+    `memory_pattern` False gives up laying out a run's memory in one piece beforehand: less memory
+    where many intermediate tensors are outputs.
     `optimize` False runs the graph as it stands (for comparing graphs, not for speed).
     """
 
     threads: int = 1
     spinning: bool = True
+    memory_pattern: bool = True
     optimize: bool = True
     profile_prefix: str = ""
 

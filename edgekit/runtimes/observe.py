@@ -117,14 +117,45 @@ class ObservedModel:
         self.inputs: tuple[TensorSpec, ...] = self._session.inputs
         self.tensors = tuple(name for name in chosen if types.get(name) in _FLOATS)
         self._read = [name for name in self.tensors if name not in fed]
+        specs = {spec.name: spec for spec in self._session.outputs}
+        self._specs = [specs[name] for name in self._read]
+        # ONNX Runtime gives an unknown rank as no dimensions, like a scalar's
+        self._fixed = all(spec.is_static and spec.shape for spec in self._specs)
+        self._buffers: dict[int, dict[str, NDArray[Any]]] = {}
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; every observed tensor by name. Raises BadInput for wrong feeds."""
-        found = self._session.run(feeds, self._read) if self._read else {}
+    def run(self, feeds: Mapping[str, NDArray[Any]], slot: int = 0) -> dict[str, NDArray[Any]]:
+        """Run once; every observed tensor by name. Raises BadInput for wrong feeds.
+
+        The arrays belong to `slot` and are written again by the next run with the same slot: memory
+        stays the same from run to run. (Where a shape is not known beforehand, they are new.)
+        """
+        found: dict[str, NDArray[Any]] = {}
+        if self._fixed:
+            found = self._slot(slot)
+            try:
+                self._session.run_into(feeds, found)
+            except RuntimeError as error:
+                # the file can state a shape that is not what comes out
+                if "computed output shape" not in str(error):
+                    raise
+                self._fixed = False
+        if not self._fixed and self._read:
+            found = self._session.run(feeds, self._read)
         return {name: feeds[name] if name in feeds else found[name] for name in self.tensors}
+
+    def _slot(self, slot: int) -> dict[str, NDArray[Any]]:
+        import numpy as np
+
+        if slot not in self._buffers:
+            self._buffers[slot] = {
+                spec.name: np.empty([int(size) for size in spec.shape], dtype=spec.dtype)
+                for spec in self._specs
+            }
+        return self._buffers[slot]
 
     def close(self) -> None:
         self._session.close()
+        self._buffers.clear()
 
     def __enter__(self) -> ObservedModel:
         return self

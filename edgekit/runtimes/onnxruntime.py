@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class OnnxRuntimeSession:
         settings.log_severity_level = 3
         if not options.spinning:
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.enable_mem_pattern = options.memory_pattern
         if not options.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if options.profile_prefix:
@@ -98,17 +100,26 @@ class OnnxRuntimeSession:
     ) -> dict[str, NDArray[Any]]:
         """Run once; see `Session.run`. `names` asks for some of the outputs only."""
         wanted = self._names if names is None else list(names)
-        try:
+        with _refusals(feeds, self.inputs):
             values = self._session.run(wanted, dict(feeds))
-        except Exception as error:
-            if type(error).__module__.startswith("onnxruntime") or isinstance(error, ValueError):
-                given = {name: (str(a.dtype), list(a.shape)) for name, a in feeds.items()}
-                raise BadInput(
-                    f"ONNX Runtime refused the inputs {given}: {_first_line(error)}",
-                    hint=f"The model takes {[(s.name, list(s.shape)) for s in self.inputs]}.",
-                ) from error
-            raise
         return dict(zip(wanted, values, strict=True))
+
+    def run_into(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Run once and write the named outputs into the arrays given, of the right shape and type.
+
+        Spares the allocation of outputs on every run; an output whose shape depends on the values
+        cannot be written this way.
+        """
+        ort = require("onnxruntime", "Running ONNX models")
+        binding = self._session.io_binding()
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        with _refusals(feeds, self.inputs):
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            self._session.run_with_iobinding(binding)
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the path of the trace that ONNX Runtime wrote."""
@@ -127,6 +138,21 @@ class OnnxRuntimeSession:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _refusals(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec]) -> Iterator[None]:
+    """What ONNX Runtime says of wrong inputs, as the error a user can act on."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime") or isinstance(error, ValueError):
+            given = {name: (str(a.dtype), list(a.shape)) for name, a in feeds.items()}
+            raise BadInput(
+                f"ONNX Runtime refused the inputs {given}: {_first_line(error)}",
+                hint=f"The model takes {[(s.name, list(s.shape)) for s in inputs]}.",
+            ) from error
+        raise
 
 
 def _first_line(error: Exception) -> str:

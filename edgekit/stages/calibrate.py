@@ -21,9 +21,8 @@ from edgekit.preprocess import Preprocess, apply
 from edgekit.require import versions_of
 from edgekit.runtimes import open_session
 from edgekit.runtimes.base import SessionOptions
-from edgekit.runtimes.observe import ObservedModel
 from edgekit.stages import collect_workers
-from edgekit.stages.collect import Collector, Task
+from edgekit.stages.collect import Collector, Task, open_observed
 from edgekit.stages.timing_worker import peak_rss_mb
 from edgekit.stages.unfinished import BASE, clear, resume, unfinished_folder
 from edgekit.types import Calibration, OnnxModel, Progress, Range, no_progress
@@ -163,7 +162,7 @@ def run(
     check_fits(model, contract)
     source = open_source(images)
     threads = max(1, options.threads // options.workers)
-    with ObservedModel(model.path, _wanted(options), SessionOptions(threads=threads)) as observed:
+    with open_observed(model.path, _wanted(options), threads) as observed:
         origin = Origin(
             graph_sha256=model.sha256,
             weights_sha256=_external_weights(model.path),

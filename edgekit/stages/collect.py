@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,7 @@ class Collector:
         feed = model.inputs[0].name
         loads: deque[Future[_Loaded]] = deque()
         counting: Future[None] | None = None
+        slot = 0
         try:
             while True:
                 while len(loads) <= _AHEAD and (image := next(images, None)) is not None:
@@ -98,13 +99,16 @@ class Collector:
                 if loaded.tensor is None:
                     counter.submit(self._skip, loaded).result()
                     continue
-                values = model.run({feed: loaded.tensor})
+                # the tensors of the image before are being counted in the other slot
+                values = model.run({feed: loaded.tensor}, slot)
                 if counting is not None:
                     counting.result()
                 counting = counter.submit(self._count, loaded, values, spread)
                 if sum(value.nbytes for value in values.values()) > _OVERLAP_BYTES:
                     counting.result()
-                # the counting thread must hold the last reference: else three images' tensors exist
+                else:
+                    slot = 1 - slot
+                # where there are no slots, the counting thread must hold the last reference
                 del values
             if counting is not None:
                 counting.result()
@@ -159,6 +163,10 @@ class Collector:
         self._on_image(loaded.sha256, loaded.reason)
 
 
-def open_observed(task: Task) -> ObservedModel:
-    """The task's model with its tensors as outputs."""
-    return ObservedModel(task.model, task.origin.tensors, SessionOptions(threads=task.threads))
+def open_observed(path: Path, tensors: Sequence[str] | None, threads: int) -> ObservedModel:
+    """The model with `tensors` (None: every float activation) as outputs.
+
+    The runtime's threads do not spin between runs: the cores are wanted for counting.
+    """
+    options = SessionOptions(threads=threads, spinning=False, memory_pattern=False)
+    return ObservedModel(path, tensors, options)

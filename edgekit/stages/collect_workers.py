@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import multiprocessing
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -73,6 +75,9 @@ class _Pool:
 
     def start(self, count: int) -> None:
         context = multiprocessing.get_context("spawn")
+        if sys.platform != "win32":
+            # started by the first process to be spawned otherwise, and that unblocks SIGINT
+            resource_tracker.ensure_running()
         for number in range(count):
             file = self._folder / f"partial-{multiprocessing.current_process().pid}-{number}.npz"
             ours, theirs = context.Pipe()
@@ -161,15 +166,28 @@ def _died(worker: _Worker) -> EdgekitError:
 
 @contextlib.contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
-    """Start a process with SIGINT blocked, which it inherits: Ctrl-C is for the parent to handle."""
+    """Start a process undisturbed by Ctrl-C, and with SIGINT blocked, which the process inherits.
+
+    Interrupted half-way, the new process would read half of its orders and say so at length.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    held: list[int] = []
+    handler: Any = None
+    # blocking alone does not do: another thread may take the signal, and Python then raises here
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _work(connection: Connection, task: Task) -> None:
@@ -196,7 +214,7 @@ def _work(connection: Connection, task: Task) -> None:
         collector = Collector(
             task, Statistics(task.origin), lambda sha256, reason: send("image", (sha256, reason))
         )
-        with open_observed(task) as model:
+        with open_observed(task.model, task.origin.tensors, task.threads) as model:
             collector.run(model, images())
         collector.save()
         send("done", peak_rss_mb())

@@ -7,7 +7,7 @@ inference. All queues are bounded: memory does not grow with the number of image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +133,12 @@ def measure(
     contract: Preprocess,
     options: EvaluateOptions | None = None,
     progress: Progress = no_progress,
+    see: Callable[[Prediction, Sequence[str]], object] | None = None,
 ) -> Outcome:
-    """Run the model over the data and compute its figures; see `run` for what it raises."""
+    """Run the model over the data and compute its figures; see `run` for what it raises.
+
+    `see` gets every prediction with the class names, before the next one.
+    """
     options = options or EvaluateOptions()
     predictor = _predictor(session, dataset, contract, options)
     counted: list[str] = []
@@ -142,6 +146,8 @@ def measure(
     ranked: list[NDArray[np.int64]] = []
     labels: list[int] = []
     for prediction in predictor.run(progress):
+        if see is not None:
+            see(prediction, predictor.names)
         counted.append(prediction.sample.name)
         if prediction.detections is not None and prediction.truth is not None:
             results.append(ImageResult(found=prediction.detections, truth=prediction.truth))
@@ -264,6 +270,7 @@ def run(
     contract: Preprocess,
     options: EvaluateOptions | None = None,
     progress: Progress = no_progress,
+    see: Callable[[Prediction, Sequence[str]], object] | None = None,
 ) -> AccuracyReport:
     """Measure accuracy: mAP by the COCO protocol for detection data, top-1 and top-5 else.
 
@@ -273,4 +280,4 @@ def run(
     that finds nothing at all is measured, and a note says so.
     """
     options = options or EvaluateOptions()
-    return report(measure(session, dataset, contract, options, progress), options)
+    return report(measure(session, dataset, contract, options, progress, see), options)

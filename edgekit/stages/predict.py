@@ -110,10 +110,11 @@ class Predictor:
         import numpy as np
 
         data = self.dataset.names
-        if not model or not self.dataset.named or model == data:
+        if not self.dataset.named:
+            # numbers for names: the model's own say more, where it has them all
+            return (model if len(model) >= len(data) else data), None
+        if not model or not data or model == data:
             return (data or model), None
-        if not data:
-            return model, None
         if len(set(model)) == len(model) and set(data) <= set(model):
             place = {name: number for number, name in enumerate(model)}
             self.notes.append(

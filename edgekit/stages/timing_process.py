@@ -14,11 +14,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit import errors
+from edgekit.codec import to_record
 from edgekit.errors import BuildFailed, DeviceUnreachable, EdgekitError
 from edgekit.types import TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.checkpoint import LoadOptions
+    from edgekit.preprocess import Preprocess
 
 # the child imports what the parent would: `-m` would look into the working directory first
 _START = (
@@ -45,6 +50,9 @@ class TimingProcess:
         spinning: bool,
         affinity: Sequence[int],
         timeout_s: float,
+        optimize: bool = True,
+        load: LoadOptions | None = None,
+        contract: Preprocess | None = None,
     ) -> None:
         self._name = name
         self._timeout_s = timeout_s
@@ -67,6 +75,9 @@ class TimingProcess:
                 threads=threads,
                 spinning=spinning,
                 affinity=list(affinity),
+                optimize=optimize,
+                load=None if load is None else to_record(load),
+                contract=None if contract is None else contract.to_dict(),
             )
         except BaseException:
             self.close()

@@ -3,7 +3,8 @@
 Started by edgekit.stages.timing_process. Requests come as JSON lines on stdin, each gets one JSON line
 on stdout:
 
-    {"do": "open", "runtime", "files", "threads", "spinning", "affinity"} → {"inputs": [spec, …]}
+    {"do": "open", "runtime", "files", "threads", "spinning", "affinity",
+     "optimize", "load" (of a checkpoint), "contract"}                    → {"inputs": [spec, …]}
     {"do": "feed", "file": an .npz with arrays "SAMPLE_INPUT"}            → {}
     {"do": "run", "untimed": n, "timed": n}                               → {"samples_ns": […]}
     {"do": "usage"}                                                       → {"cpu_s", "peak_rss_mb"}
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.runtimes.base import Session
+    from edgekit.runtimes.base import Session, SessionOptions
 
 
 def main() -> None:
@@ -89,14 +90,21 @@ class Worker:
         if request["affinity"]:
             # before the runtime is loaded, so that the threads it starts inherit the mask
             os.sched_setaffinity(0, request["affinity"])
-        from edgekit.runtimes import open_session
         from edgekit.runtimes.base import SessionOptions
 
-        self._session = open_session(
-            request["runtime"],
-            [Path(file) for file in request["files"]],
-            SessionOptions(threads=request["threads"], spinning=request["spinning"]),
+        options = SessionOptions(
+            threads=request["threads"],
+            spinning=request["spinning"],
+            optimize=request.get("optimize", True),
         )
+        files = [Path(file) for file in request["files"]]
+        if request["runtime"] == "torch":
+            self._session = _open_checkpoint(files, options, request)
+        else:
+            # nothing but the runtime is imported: peak memory is to be the model's
+            from edgekit.runtimes import open_session
+
+            self._session = open_session(request["runtime"], files, options)
         return {"inputs": [dataclasses.asdict(spec) for spec in self._session.inputs]}
 
     def _feed(self, file: Path) -> dict[str, Any]:
@@ -129,6 +137,24 @@ class Worker:
             if number >= untimed:
                 samples.append(end - start)
         return samples
+
+
+def _open_checkpoint(
+    files: list[Path], options: SessionOptions, request: dict[str, Any]
+) -> Session:
+    from edgekit.checkpoint import LoadOptions
+    from edgekit.codec import from_json
+    from edgekit.preprocess import Preprocess
+    from edgekit.stages.opening import open_session
+
+    load, contract = request.get("load"), request.get("contract")
+    return open_session(
+        "torch",
+        files,
+        options,
+        load=None if load is None else from_json(LoadOptions, load),
+        contract=None if contract is None else Preprocess.from_dict(contract),
+    )
 
 
 def peak_rss_mb() -> float:

@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="what train.py wrote")
     parser.add_argument("--out", type=Path, default=Path("cells_pruned.pt"))
     parser.add_argument("--keep", type=float, default=0.52, help="share of parameters to keep")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of fine-tuning")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of fine-tuning")
     parser.add_argument("--scenes", type=int, default=5000, help="training scenes")
     parser.add_argument("--seed", type=int, default=0, help="of the batches")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
@@ -170,7 +170,7 @@ def main() -> None:
     print(f"widths    {','.join(map(str, small.widths))} of {','.join(map(str, BASE_WIDTHS))}")
     print(f"pruned    {left} parameters, {left_multiplications} multiplications  ", end="")
     print(evaluate(small, checks), flush=True)
-    settings = Settings(steps=options.steps, rate=1.5e-3, seed=options.seed + 1)
+    settings = Settings(options.steps, rate=1.5e-3, seed=options.seed + 1, evaluate_every=400)
 
     def checkpoint(tuned: Detector, step: int) -> None:
         print(f"           {evaluate(tuned, checks)}", flush=True)

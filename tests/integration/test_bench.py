@@ -296,7 +296,7 @@ def test_a_budget_that_everything_meets(small: Path, run: Run) -> None:
     [
         ("gone.onnx", "does not exist"),
         ("text.onnx", "is not an ONNX model"),
-        ("notes.txt", "neither an .onnx file nor a bundle"),
+        ("notes.txt", "of no known kind of checkpoint"),
         ("empty", "is not a bundle"),
     ],
 )

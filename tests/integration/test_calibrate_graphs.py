@@ -351,6 +351,31 @@ def test_shapes_that_depend_on_the_values(tmp_path: Path, images: Path) -> None:
     assert statistics.histogram("y").minimum > 0
 
 
+def test_a_file_that_states_a_wrong_shape(tmp_path: Path, images: Path) -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["going_out"]),
+            helper.make_node("Concat", ["state", "state"], ["state_out"], axis=1),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            floats("state", None),
+        ],
+        [
+            helper.make_tensor_value_info("going_out", TensorProto.BOOL, []),
+            floats("state_out", None),
+        ],
+    )
+    nodes = [CONV[0], helper.make_node("Loop", ["two", "", "c"], ["y"], body=body)]
+    constants = [weights(), numpy_helper.from_array(np.array(2, np.int64), "two")]
+    wrong = [floats("y", [1, 4, 16, 16])]
+    model = saved(tmp_path / "m.onnx", nodes, outputs=wrong, initializers=constants)
+    statistics, _ = collected(model, images, tmp_path)
+    assert statistics.histogram("y").count == 4 * statistics.histogram("c").count
+
+
 def test_equal_images_count_once(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "twice.npz", images=np.concatenate((pixels, pixels)))

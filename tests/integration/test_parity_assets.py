@@ -335,7 +335,7 @@ def test_one_flipped_byte_in_any_file_of_the_bundle_is_named(exported: Path, cop
     for name in names:
         file = copy / name
         data = file.read_bytes()
-        for place in (0, len(data) - 1, position.randrange(len(data))):
+        for place in (0, position.randrange(len(data))):
             changed = bytearray(data)
             changed[place] ^= 0xFF
             file.write_bytes(changed)
@@ -361,22 +361,22 @@ def test_one_changed_golden_value_of_two_million_is_found(copy: Path) -> None:
     sample = read_manifest(copy).golden.samples[0]
     path = copy / sample.outputs[0][1]
     original = read_npy(path)
-    for column, block in ((1, "xy"), (3, "wh"), (40, "")):
+    for column, part in ((1, slice(0, 2)), (3, slice(2, 4)), (40, slice(4, 85))):
         array = original.copy()
-        array[0, 1234, column] += np.float32(1e-5) * np.abs(array[..., column]).max()
+        array[0, 1234, column] += np.float32(1e-5) * np.abs(array[..., part]).max()
         path.write_bytes(npy_bytes(array))
         assert f"file {sample.outputs[0][1]}" in _failed(copy)
         fix_hashes(copy)
         failed = _failed(copy)
         assert set(failed) == {"golden outputs (onnxruntime)"}
-        assert block in failed["golden outputs (onnxruntime)"]
+        assert failed["golden outputs (onnxruntime)"].count("block '") == 1
     path.write_bytes(npy_bytes(original))
     image = copy / sample.input
     array = read_npy(image).copy()
     array[0, 1, 300, 300] += np.float32(1 / 255)
     image.write_bytes(npy_bytes(array))
     fix_hashes(copy)
-    assert "1 values differ" in _failed(copy)["golden input 000"].replace("1 of ", "1 values ", 1)
+    assert "1 of 1228800 values differ" in _failed(copy)["golden input 000"]
 
 
 def test_a_broken_model_in_the_bundle_is_found(copy: Path, yolo: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_reader_never_misses_the_folder(tmp_path: Path) -> None:
         stop.set()
         thread.join()
     assert looks > 100
-    assert len(seen) > 2
+    assert len(seen) >= 2  # a file system may use an inode again
     assert None not in seen
 
 

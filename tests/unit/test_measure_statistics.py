@@ -18,7 +18,7 @@ from edgekit.errors import BadInput, NotPossible, UsageError
 from edgekit.metrics import latency
 from edgekit.metrics.latency import quantile, settled, speed_up, summary
 from edgekit.preprocess import Preprocess
-from edgekit.stages import measure as stage
+from edgekit.stages import timed as stage
 from edgekit.stages.machine_load import LoadMeter
 from edgekit.stages.measure import MeasureOptions, ModelToTime, measure, measure_against
 from edgekit.stages.timing_inputs import MOST_FEEDS, batch_of, make_feeds

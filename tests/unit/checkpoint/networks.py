@@ -15,7 +15,12 @@ from torch.nn import functional
 
 
 def conv_norm(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: type | None = None
+    inputs: int,
+    outputs: int,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    act: type | None = None,
 ) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
@@ -118,7 +123,9 @@ def mobilenet_v3_small(expanded: Sequence[int] | None = None, classes: int = 2) 
         )
         inputs = outputs
     blocks.append(conv_norm(96, 576, act=nn.Hardswish))
-    head = nn.Sequential(nn.Linear(576, 1024), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1024, classes))
+    head = nn.Sequential(
+        nn.Linear(576, 1024), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1024, classes)
+    )
     return Sequence3(nn.Sequential(*blocks), head)
 
 
@@ -157,7 +164,9 @@ def efficientnet_b0(keep: Sequence[float] | None = None, classes: int = 10) -> n
             )
             inputs, index = outputs, index + 1
     blocks.append(conv_norm(320, 1280, act=nn.SiLU))
-    return Sequence3(nn.Sequential(*blocks), nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes)))
+    return Sequence3(
+        nn.Sequential(*blocks), nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+    )
 
 
 class Bottleneck(nn.Module):

@@ -37,7 +37,9 @@ def test_torchscript(tmp_path: Path, way: str, half: bool) -> None:
     assert loaded.input_shape == ((1, 3, 8, 8) if way == "trace" else None)
     assert loaded.parameters == sum(p.numel() for p in model.parameters())
     with torch.no_grad():
-        assert float((loaded.module(making.image()) - expected).abs().max()) < (2e-2 if half else 1e-6)
+        assert float((loaded.module(making.image()) - expected).abs().max()) < (
+            2e-2 if half else 1e-6
+        )
     assert not any(p.requires_grad for p in loaded.module.parameters())
 
 
@@ -65,7 +67,9 @@ def test_torchscript_that_reads_files_is_refused(tmp_path: Path) -> None:
 def test_torchscript_of_which_a_member_is_damaged(tmp_path: Path) -> None:
     torch.jit.script(making.small()).save(str(tmp_path / "m.pt"))
     for member in ("data.pkl", "constants.pkl", ".py", "data/0"):
-        path = making.rewritten(tmp_path / "m.pt", tmp_path / "x.pt", member, lambda d: d[: len(d) // 2])
+        path = making.rewritten(
+            tmp_path / "m.pt", tmp_path / "x.pt", member, lambda d: d[: len(d) // 2]
+        )
         with pytest.raises(BadInput):
             load(path)
 
@@ -95,7 +99,9 @@ def test_exported_program(tmp_path: Path, model: Callable[[], nn.Module], shape:
     assert loaded.kind == "exported_program"
     assert loaded.input_shape == shape
     assert loaded.parameters == sum(p.numel() for p in made.parameters())
-    assert {n for n, _ in loaded.module.named_parameters()} == {n for n, _ in made.named_parameters()}
+    assert {n for n, _ in loaded.module.named_parameters()} == {
+        n for n, _ in made.named_parameters()
+    }
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(image), made(image), rtol=1e-6, atol=1e-6)
 
@@ -212,8 +218,10 @@ def safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None) -
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     data = b""
     for name, tensor in state.items():
-        raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.dim() else (
-            struct.pack("<q", int(tensor))
+        raw = (
+            bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            if tensor.dim()
+            else (struct.pack("<q", int(tensor)))
         )
         header[name] = {
             "dtype": kinds[tensor.dtype],

@@ -19,7 +19,9 @@ from edgekit.preprocess import METADATA_KEY, Preprocess
 
 
 def model(
-    weight: Any = None, shape: tuple[Any, ...] = (1, 3, 8, 8), metadata: dict[str, str] | None = None
+    weight: Any = None,
+    shape: tuple[Any, ...] = (1, 3, 8, 8),
+    metadata: dict[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Conv and ReLU; `weight` [4, 3, 3, 3]."""
     generator = np.random.default_rng(0)
@@ -90,7 +92,12 @@ def test_ultralytics_metadata_and_free_sides(tmp_path: Path) -> None:
 
 def test_metadata_is_read_not_evaluated(tmp_path: Path) -> None:
     trace = tmp_path / "it-ran"
-    metadata = {"task": "detect", "stride": "32", "imgsz": f"open({str(trace)!r}, 'w')", "names": "1+"}
+    metadata = {
+        "task": "detect",
+        "stride": "32",
+        "imgsz": f"open({str(trace)!r}, 'w')",
+        "names": "1+",
+    }
     loaded = load(write(tmp_path, model(metadata=metadata)))
     assert not trace.exists()
     assert loaded.names == ()
@@ -98,7 +105,9 @@ def test_metadata_is_read_not_evaluated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("external", [False, True])
-def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float, external: bool) -> None:
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, value: float, external: bool
+) -> None:
     weight = np.ones((4, 3, 3, 3), np.float32)
     weight[1, 2, 0, 0] = value
     made = model(weight)
@@ -106,6 +115,19 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float, ext
     onnx.save(made, str(path), save_as_external_data=external, size_threshold=0)
     with pytest.raises(BadInput, match="'w' holds 1 values"):
         load(path)
+
+
+def test_infinities_that_mean_something_are_kept(tmp_path: Path) -> None:
+    made = model()
+    made.graph.node.append(helper.make_node("Min", ["out", "limit"], ["last"]))
+    made.graph.initializer.append(numpy_helper.from_array(np.full(8, np.inf, np.float32), "limit"))
+    made.graph.output[0].name = "last"
+    assert load(write(tmp_path, made)).parameters == 4 * 27 + 4 + 8
+    made.graph.initializer[2].CopyFrom(
+        numpy_helper.from_array(np.full(8, np.nan, np.float32), "limit")
+    )
+    with pytest.raises(BadInput, match="'limit' holds 8 values"):
+        load(write(tmp_path, made))
 
 
 def _external(made: onnx.ModelProto, **entries: str) -> onnx.ModelProto:
@@ -119,7 +141,8 @@ def _external(made: onnx.ModelProto, **entries: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    "location", ["/etc/passwd", "../secret.bin", "a/../../secret.bin", "", "..\\secret.bin", "link.bin"]
+    "location",
+    ["/etc/passwd", "../secret.bin", "a/../../secret.bin", "", "..\\secret.bin", "link.bin"],
 )
 def test_external_data_outside_of_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "model"
@@ -142,7 +165,9 @@ def test_external_data_outside_of_the_folder_is_refused(tmp_path: Path, location
         ({"location": "short.bin", "offset": "x"}, "unreadable place"),
     ],
 )
-def test_external_data_that_is_not_there(tmp_path: Path, entries: dict[str, str], text: str) -> None:
+def test_external_data_that_is_not_there(
+    tmp_path: Path, entries: dict[str, str], text: str
+) -> None:
     (tmp_path / "short.bin").write_bytes(bytes(6))
     path = tmp_path / "model.onnx"
     path.write_bytes(_external(model(), **entries).SerializeToString())

@@ -61,7 +61,9 @@ def test_truncated_legacy_file(tmp_path: Path, share: float) -> None:
         load(path, OPTIONS)
 
 
-@pytest.mark.parametrize("data", [b"GIF89a" + bytes(60), b"hello", b"\x00" * 100, b"{}", b"\x80\x02}."])
+@pytest.mark.parametrize(
+    "data", [b"GIF89a" + bytes(60), b"hello", b"\x00" * 100, b"{}", b"\x80\x02}."]
+)
 def test_unknown_format(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "strange.pt").write_bytes(data)
     with pytest.raises(BadInput, match="no known kind"):
@@ -142,7 +144,9 @@ def test_another_architecture_names_what_differs(tmp_path: Path) -> None:
         load(_save(tmp_path, state), OPTIONS)
 
 
-@pytest.mark.parametrize("value", [[1, 2], "text", 3, {"epoch": 3}, {}, {"model": "yolo"}, torch.ones(3)])
+@pytest.mark.parametrize(
+    "value", [[1, 2], "text", 3, {"epoch": 3}, {}, {"model": "yolo"}, torch.ones(3)]
+)
 def test_a_file_without_a_model(tmp_path: Path, value: Any) -> None:
     with pytest.raises(EdgekitError) as error:
         load(_save(tmp_path, value), OPTIONS)

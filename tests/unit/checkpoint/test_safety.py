@@ -222,7 +222,18 @@ def test_scan_reads_every_protocol_without_calling() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b".", b"\x80\x02", b"\x80\x02}", b"(.", b"\x80\x02h\x05.", b"\x80\x02e.", b"0.", b"N}b.", b"}u."],
+    [
+        b"",
+        b".",
+        b"\x80\x02",
+        b"\x80\x02}",
+        b"(.",
+        b"\x80\x02h\x05.",
+        b"\x80\x02e.",
+        b"0.",
+        b"N}b.",
+        b"}u.",
+    ],
 )
 def test_scan_names_damage(data: bytes) -> None:
     with pytest.raises(PickleError):
@@ -234,3 +245,95 @@ def test_walk_meets_shared_and_circular_values_once() -> None:
     circle.append(circle)
     shared = [1]
     assert len(walk([circle, shared, shared])) == 3
+
+
+class _Raw:
+    """Pickle instructions put together by hand."""
+
+    STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+
+    @classmethod
+    def tensor(cls, size: bytes, stride: bytes = b"(K\x01t") -> bytes:
+        """Instructions that make a tensor over the storage "0" of four floats."""
+        return (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(" + cls.STORAGE + b"K\x00" + size + stride
+            + b"\x89ccollections\nOrderedDict\n)RtR"
+        )  # fmt: skip
+
+    @staticmethod
+    def state(*instructions: bytes) -> bytes:
+        return b"\x80\x02}" + b"".join(instructions) + b"."
+
+
+def _four_floats(tmp_path: Path, pickled: bytes) -> Path:
+    return making.torch_zip(
+        tmp_path / "raw.pt", pickled, {"data/0": struct.pack("<4f", 1, 2, 3, 4)}
+    )
+
+
+def _item(name: str, value: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(name)) + name.encode() + value + b"s"
+
+
+GOOD = _Raw.tensor(b"(K\x04t")
+FAR = _Raw.tensor(b"(J\x00\x00\x00\x10t")
+
+
+def test_handmade_pickles_are_read_when_they_are_right(tmp_path: Path) -> None:
+    path = _four_floats(tmp_path, _Raw.state(_item("w", GOOD)))
+    with pytest.raises(BadInput, match="another architecture"):
+        load(path, OPTIONS)
+    assert torch.load(path, weights_only=True)["w"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        _Raw.state(_item("w", FAR), _item("w", GOOD)),
+        b"\x80\x02" + FAR + b"q\x00" + b"0}" + _item("w", GOOD) + b".",
+        _Raw.state(_item("w", GOOD + b"(" + _Raw.STORAGE + b"K\x00(J\x00\x00\x00\x10t(K\x01ttb")),
+        # a size that is a list can be made harmless after it was used
+        _Raw.state(
+            _item("s", b"]q\x01J\x00\x00\x00\x10a"),
+            _item("t", b"]q\x02K\x01a"),
+            _item("w", _Raw.tensor(b"h\x01", b"h\x02")),
+            _item("x", b"h\x01K\x00a"),
+            _item("y", b"h\x02K\x00a"),
+        ),
+    ],
+    ids=["overwritten", "dropped", "rebuilt", "shape changed afterwards"],
+)
+def test_tensors_that_the_result_does_not_show_are_checked_too(
+    tmp_path: Path, pickled: bytes
+) -> None:
+    with pytest.raises(BadInput, match="damaged or was tampered with"):
+        load(_four_floats(tmp_path, pickled), OPTIONS)
+
+
+def test_every_pickle_of_the_old_format_is_checked(tmp_path: Path) -> None:
+    trace = tmp_path / "it-ran"
+    path = tmp_path / "old.pt"
+    torch.save(making.small().state_dict(), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    system = data.index(b"}", 20)  # the third pickle, a dictionary about the system
+    evil = pickle.dumps(making.RunsCommand(f"touch {trace}"), 2)
+    end = data.index(b".", data.index(b"little_endian")) + 1
+    assert data[system - 2 : system] == b"\x80\x02"
+    path.write_bytes(data[: system - 2] + evil + data[end:])
+    with pytest.raises(BadInput, match="system"):
+        load(path, OPTIONS)
+    assert not trace.exists()
+
+
+def test_an_archive_that_two_readers_see_differently_is_refused(tmp_path: Path) -> None:
+    from edgekit.checkpoint.sniff import sniff
+    from edgekit.checkpoint.torch_file import check_reader
+
+    torch.save({"w": torch.ones(3)}, tmp_path / "model.pt")
+    head = sniff(tmp_path / "model.pt")
+    check_reader(head)
+    assert head.members
+    other = {"w": torch.ones(4)}
+    torch.save(other, tmp_path / "model.pt")
+    with pytest.raises(BadInput, match="two different listings"):
+        check_reader(head)

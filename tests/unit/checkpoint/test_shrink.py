@@ -92,21 +92,21 @@ def test_a_tensor_larger_than_the_architecture_is_named(tmp_path: Path) -> None:
 def test_a_bias_of_another_length_is_named(tmp_path: Path) -> None:
     state = _state(widths=(3, 11, 70, 41))
     state["conv2.bias"] = torch.zeros(10)
-    with pytest.raises(BadInput, match="layer 'conv2'.*11 channels, but 'bias' has 10"):
+    with pytest.raises(BadInput, match=r"layer 'conv2'.*11 channels, but 'bias' has 10"):
         load(_saved(tmp_path, state), LoadOptions(arch=ARCH + "lenet"))
 
 
 def test_another_kernel_is_another_architecture(tmp_path: Path) -> None:
     state = _state()
     state["conv2.weight"] = torch.randn(16, 6, 3, 3)
-    with pytest.raises(BadInput, match="layer 'conv2'.*kernel"):
+    with pytest.raises(BadInput, match=r"layer 'conv2'.*kernel"):
         load(_saved(tmp_path, state), LoadOptions(arch=ARCH + "lenet"))
 
 
 def test_a_layer_without_channels_is_named(tmp_path: Path) -> None:
     state = _state()
     state["fc2.weight"] = torch.randn(0, 120)
-    with pytest.raises(BadInput, match="layer 'fc2'.*no channels left"):
+    with pytest.raises(BadInput, match=r"layer 'fc2'.*no channels left"):
         load(_saved(tmp_path, state), LoadOptions(arch=ARCH + "lenet"))
 
 
@@ -122,7 +122,7 @@ def test_group_norm_that_no_number_of_groups_divides_is_named(tmp_path: Path) ->
     state = dict(networks.mixed(width=16).state_dict())
     for key in ("norm.weight", "norm.bias"):
         state[key] = state[key][:15]
-    with pytest.raises(BadInput, match="layer 'norm'.*15 channels"):
+    with pytest.raises(BadInput, match=r"layer 'norm'.*15 channels"):
         load(_saved(tmp_path, state), LoadOptions(arch=ARCH + "mixed"))
 
 
@@ -131,7 +131,7 @@ def test_the_input_shape_can_be_told(tmp_path: Path) -> None:
     path = _saved(tmp_path, {"state_dict": state, "input_shape": [1, 1, 32, 32]})
     loaded = load(path, LoadOptions(arch=ARCH + "lenet"))
     assert loaded.input_shape == (1, 1, 32, 32)
-    with pytest.raises(BadInput, match="layer 'fc1'"):
+    with pytest.raises(BadInput, match=r"layer 'fc1'"):
         load(
             _saved(tmp_path, state),
             LoadOptions(arch=ARCH + "lenet", input_shape=(1, 1, 28, 28)),

@@ -45,14 +45,29 @@ def _same(loaded: Checkpoint, model: nn.Module, tolerance: float = 0.0) -> None:
         lambda state: {f"module.{k}": v for k, v in state.items()},
         lambda state: {"state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}},
         lambda state: {"model": {f"backbone.{k}": v for k, v in state.items()}},
-        lambda state: {"state_dict": {**{f"model.{k}": v for k, v in state.items()},
-                                      "criterion.weight": torch.ones(5)}},
+        lambda state: {
+            "state_dict": {
+                **{f"model.{k}": v for k, v in state.items()},
+                "criterion.weight": torch.ones(5),
+            }
+        },
         lambda state: {**state, "0.total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
         lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
     ],
     ids=[
-        "bare", "ordered", "state_dict", "model", "model_state", "two levels", "own key", "module.",
-        "compiled", "backbone.", "lightning", "thop", "old torch",
+        "bare",
+        "ordered",
+        "state_dict",
+        "model",
+        "model_state",
+        "two levels",
+        "own key",
+        "module.",
+        "compiled",
+        "backbone.",
+        "lightning",
+        "thop",
+        "old torch",
     ],
 )
 def test_where_the_weights_may_lie(tmp_path: Path, wrap: Any) -> None:
@@ -89,7 +104,9 @@ def test_ema_is_chosen_and_can_be_left_aside(tmp_path: Path) -> None:
 def test_an_ema_of_parameters_alone_takes_its_buffers_from_the_model(tmp_path: Path) -> None:
     model, ema = making.small(0), making.small(5)
     shadow = {name: p.detach() for name, p in ema.named_parameters()}
-    loaded = _load(tmp_path, {"model": model.state_dict(), "ema": {"decay": 0.99, "shadow": shadow}})
+    loaded = _load(
+        tmp_path, {"model": model.state_dict(), "ema": {"decay": 0.99, "shadow": shadow}}
+    )
     ema[1].load_state_dict({**model[1].state_dict(), "weight": ema[1].weight, "bias": ema[1].bias})
     _same(loaded, ema)
     assert any("taken from 'model'" in note for note in loaded.notes)

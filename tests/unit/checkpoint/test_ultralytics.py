@@ -74,7 +74,9 @@ def test_detectors_compute_what_ultralytics_computes(
     assert (loaded.preprocess.resize, loaded.preprocess.pad_value) == ("letterbox", 114)
     assert loaded.names == ("class 0", "class 1", "class 2")
     assert got.shape == expected.shape == ((2, 252, 6) if end_to_end else (2, 7, 252))
-    assert any("of its two heads" in note for note in loaded.notes) == (name in ("yolo26n", "yolov10n"))
+    assert any("of its two heads" in note for note in loaded.notes) == (
+        name in ("yolo26n", "yolov10n")
+    )
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -140,7 +142,16 @@ def test_other_tasks_are_pointed_to_onnx(tmp_path: Path) -> None:
         lambda model: model.model[-1].__dict__["_modules"].pop("cv3"),
         lambda model: model.__dict__["_modules"].pop("model"),
     ],
-    ids=["future layer", "layer named x", "nc", "reg_max", "save", "stride 0", "no cv3", "no layers"],
+    ids=[
+        "future layer",
+        "layer named x",
+        "nc",
+        "reg_max",
+        "save",
+        "stride 0",
+        "no cv3",
+        "no layers",
+    ],
 )
 def test_a_spoiled_model_is_bad_input(tmp_path: Path, spoil: Any) -> None:
     model = build("yolo11n")
@@ -155,10 +166,11 @@ def test_nothing_is_printed_nor_written_into_the_home_directory(tmp_path: Path) 
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO", "XDG", "OMP"))}
     code = (
-        "import os\nfrom pathlib import Path\nfrom edgekit.checkpoint import load\n"
-        "before = dict(os.environ)\n"
+        "import os, cv2, torch\nfrom pathlib import Path\nfrom edgekit.checkpoint import load\n"
+        "before, threads, save = dict(os.environ), cv2.getNumThreads(), torch.save\n"
         f"load(Path({str(path)!r}))\n"
         "assert dict(os.environ) == before, set(os.environ) ^ set(before)\n"
+        "assert (cv2.getNumThreads(), torch.save) == (threads, save)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

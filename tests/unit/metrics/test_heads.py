@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 
 from edgekit.errors import BadInput, UsageError
-from edgekit.metrics.heads import (
-    HEADS,
+from edgekit.metrics.decoders import (
     Limits,
     cells,
-    choose_head,
     decode_yolo26,
     decode_yolov5,
     decode_yolov8,
     decode_yolox,
-    detect_head,
 )
+from edgekit.metrics.heads import HEADS, choose_head, detect_head
 from edgekit.types import TensorSpec
 
 SIZE = (64, 96)

@@ -91,11 +91,12 @@ def detection_data(count=10, names=NAMES, objects=True):
 
 
 def classification_data(count=10, names=NAMES, named=True):
+    shown = names if named else tuple(str(number) for number in range(len(names)))
     samples = tuple(
         Sample(name=f"{i}", pixels=pixels((0, 0, 1, 1), i % len(names)), label=i % len(names))
         for i in range(count)
     )
-    return Dataset(task="classify", names=names, samples=samples, source=Path("made"), named=named)
+    return Dataset(task="classify", names=shown, samples=samples, source=Path("made"), named=named)
 
 
 def test_a_perfect_detector():
@@ -325,6 +326,10 @@ def test_other_classes_are_an_error():
 def test_data_without_names_may_have_fewer_classes_than_the_model():
     report = evaluate.run(Classifier(classes=7), classification_data(named=False), CONTRACT)
     assert report.top1 == 1.0 and len(report.confusion) == 7
+    assert set(report.per_class) == {"0", "1", "2"}
+    named = EvaluateOptions(names=("p", "q", "r"))
+    report = evaluate.run(Classifier(), classification_data(named=False), CONTRACT, named)
+    assert report.per_class == {"p": 1.0, "q": 1.0, "r": 1.0}
     with pytest.raises(BadInput, match="has 2 classes, the data 3"):
         evaluate.run(Classifier(classes=2), classification_data(2, named=False), CONTRACT)
 

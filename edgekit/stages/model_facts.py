@@ -1,0 +1,206 @@
+"""What a graph says of itself without being run: operations, zeros, ternary weights, structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import onnx_file
+from edgekit.atomic import sha256_json
+from edgekit.quantization.macs import graph_macs
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+# operator → (index of its weight, the float operator it stands for)
+_LAYERS = {
+    "Conv": (1, "Conv"),
+    "ConvTranspose": (1, "ConvTranspose"),
+    "Gemm": (1, "Gemm"),
+    "MatMul": (1, "MatMul"),
+    "ConvInteger": (1, "Conv"),
+    "MatMulInteger": (1, "MatMul"),
+    "QLinearConv": (3, "Conv"),
+    "QLinearMatMul": (3, "MatMul"),
+    "QGemm": (3, "Gemm"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """macs: multiply-accumulates of one image, None when no layer's shapes are known.
+
+    weights: elements of all layer weights (Conv, Gemm, MatMul with a constant); `zero_share` and
+    `ternary_share` are fractions of these: exact zeros, and those in layers whose every output
+    channel knows only the values -a, 0, a. `channels`: output channels of all dense layers.
+    `structure` hashes the sequence of layers with kernels and strides but without widths, so that a
+    network and what structured pruning made of it have the same one.
+    """
+
+    macs: int | None
+    weights: int
+    zero_share: float
+    ternary_share: float
+    channels: int
+    structure: str
+
+
+def read(path: Path, input_shape: tuple[int, ...] | None = None) -> ModelFacts:
+    """Look at the ONNX file `path`; `input_shape` fixes an image input's free dimensions.
+
+    Raises BadInput when the file is not an ONNX model.
+    """
+    model = onnx_file.load(path)
+    constants = {item.name: item for item in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    weights = zeros = ternary = channels = 0
+    structure: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type not in _LAYERS:
+            continue
+        place, kind = _LAYERS[node.op_type]
+        weight = _weight(node, place, constants, producers)
+        attributes = {item.name: item for item in node.attribute}
+        groups = attributes["group"].i if "group" in attributes else 1
+        if weight is None:
+            structure.append([kind, "computed"])
+            continue
+        structure.append(
+            [
+                kind,
+                list(weight.shape[2:]),
+                list(attributes["strides"].ints) if "strides" in attributes else [],
+                groups > 1,
+            ]
+        )
+        weights += weight.size
+        zeros += int(weight.size - _nonzero(weight))
+        ternary += weight.size if _is_ternary(weight, kind) else 0
+        if groups == 1:
+            channels += weight.shape[0] if kind == "Conv" else weight.shape[-1]
+    return ModelFacts(
+        macs=_macs(model, input_shape),
+        weights=weights,
+        zero_share=zeros / weights if weights else 0.0,
+        ternary_share=ternary / weights if weights else 0.0,
+        channels=channels,
+        structure=sha256_json(structure)[:16],
+    )
+
+
+def _nonzero(weight: NDArray[Any]) -> int:
+    import numpy as np
+
+    return int(np.count_nonzero(weight))
+
+
+def _weight(
+    node: onnx.NodeProto,
+    place: int,
+    constants: dict[str, onnx.TensorProto],
+    producers: dict[str, onnx.NodeProto],
+) -> NDArray[Any] | None:
+    """The constant weight of a layer, with its zero point taken off; None when it is computed.
+
+    A weight behind QuantizeLinear, DequantizeLinear, Transpose or Cast is found through them (the
+    shape is then the stored one).
+    """
+    import numpy as np
+    import onnx
+
+    if place >= len(node.input):
+        return None
+    name = node.input[place]
+    zero_point: NDArray[Any] | None = None
+    while name not in constants:
+        maker = producers.get(name)
+        if maker is None or maker.op_type not in (
+            "DequantizeLinear",
+            "QuantizeLinear",
+            "Transpose",
+            "Cast",
+            "Identity",
+        ):
+            return None
+        if (
+            maker.op_type == "DequantizeLinear"
+            and len(maker.input) > 2
+            and maker.input[0] in constants
+        ):
+            zero = constants.get(maker.input[2])
+            zero_point = None if zero is None else onnx.numpy_helper.to_array(zero)
+        name = maker.input[0]
+    array: NDArray[Any] = onnx.numpy_helper.to_array(constants[name])
+    if array.ndim < 2:
+        return None
+    if zero_point is not None and zero_point.any():
+        wide = zero_point.astype(np.int32)
+        array = array.astype(np.int32) - (
+            wide if wide.ndim == 0 else wide.reshape(-1, *([1] * (array.ndim - 1)))
+        )
+    return array
+
+
+def _is_ternary(weight: NDArray[Any], kind: str) -> bool:
+    """Whether every output channel holds at most the values -a, 0, a."""
+    import numpy as np
+
+    rows = (
+        weight.reshape(weight.shape[0], -1)
+        if kind == "Conv"
+        else weight.reshape(-1, weight.shape[-1]).T
+    )
+    if rows.shape[1] < 8:
+        return False  # too few values to say anything
+    size = np.abs(rows.astype(np.float64))
+    largest = size.max(axis=1, keepdims=True)
+    return bool((((size == 0) | (size == largest)).all(axis=1)).all())
+
+
+def _macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> int | None:
+    import onnx
+    import onnx_ir as ir
+
+    plain = _float_view(model)
+    initializers = {item.name for item in plain.graph.initializer}
+    for value in plain.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in initializers:
+            continue
+        for axis, dim in enumerate(dims):
+            size = 1 if axis == 0 else dim.dim_value
+            if not size and input_shape is not None and len(dims) == len(input_shape):
+                size = input_shape[axis]
+            if size:
+                dim.Clear()
+                dim.dim_value = size
+    del plain.graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(plain, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return None
+    counted = graph_macs(ir.from_proto(inferred).graph)
+    return sum(counted.values()) if counted else None
+
+
+def _float_view(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose integer layers stand as their float ones: shapes are all that counts here."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for number, node in enumerate(copy.graph.node):
+        node.name = f"{number}"
+        if node.op_type not in _LAYERS or node.op_type == _LAYERS[node.op_type][1]:
+            continue
+        place, kind = _LAYERS[node.op_type]
+        first, second = node.input[0], node.input[place]
+        del node.input[:]
+        node.input.extend([first, second])
+        node.op_type, node.domain = kind, ""
+        kept = [item for item in node.attribute if item.name not in ("alpha", "beta")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return copy
