@@ -105,10 +105,9 @@ def input_scale(amax: float) -> np.float32:
 
 
 def quantize(model: NcnnModel, plan: Plan) -> NcnnModel:
-    """`model` with the layers of `plan` in INT8.
+    """`model` with the layers of `plan` in INT8; the others stay as they are.
 
-    Weights of layers that stay float are stored in float16 where that holds them: beside INT8 the
-    rounding is nothing. Raises NotPossible for a layer that cannot be quantized.
+    Raises NotPossible for a layer that cannot be quantized.
     """
     possible = set(quantizable(model))
     fused = requantized(model.graph, plan)
@@ -117,7 +116,7 @@ def quantize(model: NcnnModel, plan: Plan) -> NcnnModel:
     for place, (layer, arrays) in enumerate(zip(model.graph.layers, model.weights, strict=True)):
         scale = plan.get(place)
         if scale is None:
-            weights.append(_halved(arrays))
+            weights.append(dict(arrays))
             continue
         if place not in possible:
             raise NotPossible(f"ncnn cannot compute layer '{layer.name}' ({layer.type}) in INT8.")
@@ -147,19 +146,6 @@ def _quantized(
         # its sums of 32 bits overflow with more than 6
         changes[_MASK] = layer.integer(_MASK) | _NO_WINOGRAD
     return layer.with_params(changes), result
-
-
-def _halved(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Float32 weights in float16; left as they are where one is too large."""
-    found = {}
-    for name, array in arrays.items():
-        found[name] = array
-        if array.tag == ncnn_bin.FP32:
-            try:
-                found[name] = ncnn_bin.stored(array.floats(), ncnn_bin.FP16)
-            except NotPossible:
-                continue
-    return found
 
 
 def requantized(graph: NcnnGraph, plan: Plan) -> dict[int, float]:

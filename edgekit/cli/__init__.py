@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("edgekit.cli.evaluate", "Measure accuracy on labelled images."),
     "draw": ("edgekit.cli.draw", "Write images with the boxes or classes that a model finds."),
     "bench": ("edgekit.cli.bench", "Measure latency; gate on it; compare two models."),
+    "profile": ("edgekit.cli.profile", "Show where time goes and what INT8 costs, per layer."),
+    "compare": ("edgekit.cli.compare", "Compare models: sizes, speed in every runtime, accuracy."),
     "targets": ("edgekit.cli.targets", "List and show target profiles."),
     "doctor": ("edgekit.cli.doctor", "Show what this machine has and what each target lacks."),
     "cache": ("edgekit.cli.cache", "Show or clear the stage cache."),

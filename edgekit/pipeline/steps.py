@@ -106,7 +106,7 @@ class Steps:
         from edgekit.stages import contract, export
 
         request = self.request
-        loaded = checkpoints.load(request.checkpoint, request.load)
+        loaded = checkpoints.load(request.checkpoint, _with_shape(request))
         if request.head is not None:
             loaded = dataclasses.replace(loaded, head=request.head)
         resolved = contract.resolve(loaded, request.overrides, request.size)
@@ -409,6 +409,14 @@ class Steps:
             notes.append(f"{value.speedup.ratio:.2f}x")
         self.runner.report("measure", outcome, notes=tuple(notes))
         return outcome
+
+
+def _with_shape(request: ExportRequest) -> checkpoints.LoadOptions:
+    """The load options with the input shape that was asked for: a pruned network is tried with it."""
+    if request.size is None or request.load.input_shape is not None:
+        return request.load
+    channels = 1 if request.overrides.get("color") == "gray" else 3
+    return dataclasses.replace(request.load, input_shape=(1, channels, *request.size))
 
 
 def _symmetric(profile: Any) -> bool:

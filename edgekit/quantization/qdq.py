@@ -11,9 +11,9 @@ from edgekit.quantization.placement import Placement, channel_axis, is_constant
 from edgekit.quantization.scheme import (
     Scheme,
     activation_params,
+    choose_weight_scale,
     quantize_bias,
     quantize_weight,
-    weight_scale,
     widen_for_bias,
 )
 from edgekit.types import QuantParams, Range
@@ -128,7 +128,7 @@ class _Inserter:
         weight_value = node.inputs[1]
         weight = np.asarray(weight_value.const_value.numpy())
         axis = channel_axis(node) if self.scheme.per_channel else None
-        scale = weight_scale(weight, axis, self.scheme)
+        scale = choose_weight_scale(weight, axis, self.scheme)
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         bias = None
         if bias_value is not None and is_constant(bias_value):

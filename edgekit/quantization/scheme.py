@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.errors import UsageError
+from edgekit.quantization import ternary
 from edgekit.types import QuantParams, Range
 
 if TYPE_CHECKING:
@@ -86,6 +87,14 @@ def weight_scale(
         amax = magnitude.max(axis=other, initial=0.0)
     scale = (amax / scheme.weight_limit).astype(np.float32)
     return np.where(scale < np.finfo(np.float32).tiny, np.float32(1.0), scale)
+
+
+def choose_weight_scale(
+    weight: NDArray[np.floating], axis: int | None, scheme: Scheme
+) -> NDArray[np.float32]:
+    """The scale for `weight`: for ternary weights the one that meets both levels best, else absmax."""
+    scale = ternary.weight_scale(weight, axis, scheme.weight_limit)
+    return weight_scale(weight, axis, scheme) if scale is None else scale
 
 
 def quantize_weight(

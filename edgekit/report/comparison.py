@@ -50,7 +50,8 @@ class Drop:
 class Row:
     """One model. Values that could not be found are None; `errors` say what failed, in order.
 
-    `baseline` is the name of the row that this one is held against ("" for a baseline itself).
+    `baseline` is the name of the row that this one is held against ("" for a baseline itself),
+    `made_from` the row whose model was quantized for this one.
     `size_mb` is that of the file that is deployed. `pruned_share` is the share of the baseline's
     output channels that are gone, None when the two are not of one structure. `variant` is what an
     ablation switched off, "" for everything on, None elsewhere.
@@ -59,6 +60,7 @@ class Row:
     name: str
     source: str
     precision: str
+    made_from: str = ""
     baseline: str = ""
     architecture: str = ""
     training_batch: int | None = None

@@ -77,9 +77,7 @@ def _resized(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     how = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
-    out: NDArray[np.uint8] = np.asarray(
-        cv2.resize(image, size, interpolation=how), dtype=np.uint8
-    )
+    out: NDArray[np.uint8] = np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
     return out
 
 

@@ -231,6 +231,7 @@ def _export_torch(
                 trouble.append(f"{name}: {type(error).__name__}: {lines[0]}")
                 continue
             model = onnx_file.load(candidate)
+            _drop_newer_attributes(model)
             onnx_file.set_metadata(model, _metadata(checkpoint, contract))
             staged = onnx_file.save(model, candidate)
             try:
@@ -255,6 +256,17 @@ def _export_torch(
         "No exporter took the checkpoint:\n  " + "\n  ".join(trouble),
         hint="Export it to ONNX or TorchScript yourself and give that file.",
     )
+
+
+def _drop_newer_attributes(model: Any) -> None:
+    """Take off what onnx's version converter leaves behind: Split knows `num_outputs` from opset 18 on."""
+    if onnx_file.opset_of(model) >= 18:
+        return
+    for node in model.graph.node:
+        if node.op_type == "Split" and node.domain in ("", "ai.onnx"):
+            kept = [item for item in node.attribute if item.name != "num_outputs"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _compare_torch(

@@ -6,6 +6,7 @@ it stopped. What fails stays in its row.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 
@@ -49,9 +50,10 @@ def compare(
         baselines = _baselines(request, rows)
         scores: list[Outcome[Score] | None] = [None] * len(rows)
         if dataset is not None:
+            data_sha256 = dataset.sha256(hashes.sha256)
             for number, row in enumerate(rows):
                 progress(number, len(rows), f"evaluating {row.name}")
-                scores[number] = score(row, dataset, runner)
+                scores[number] = score(row, dataset, data_sha256, runner)
         drops = [
             _drop(scores[number], base, scores, request, runner)
             for number, base in enumerate(baselines)
@@ -61,7 +63,12 @@ def compare(
         _row(row, rows, baselines[number], timings[number], scores[number], drops[number])
         for number, row in enumerate(rows)
     )
-    loads = [t.latency.load for row in finished for t in row.timings if t.latency is not None]
+    loads = [
+        timing.latency.load
+        for row in finished
+        for timing in row.timings
+        if timing.latency is not None and not math.isnan(timing.latency.load)
+    ]
     return Comparison(
         rows=finished,
         batches=request.batches,
@@ -120,14 +127,19 @@ def _row(
 ) -> Row:
     facts, other = row.facts, rows[base] if base is not None else row
     pruned = None
-    if facts is not None and other.facts is not None and other.facts.channels:
-        if facts.structure == other.facts.structure:
-            pruned = 1 - facts.channels / other.facts.channels
+    if (
+        facts is not None
+        and other.facts is not None
+        and other.facts.channels
+        and facts.structure == other.facts.structure
+    ):
+        pruned = 1 - facts.channels / other.facts.channels
     kin = next(item for item in rows if _kin(item, row))
     return Row(
         name=row.name,
         source=str(row.source),
         precision=row.precision,
+        made_from=row.made_from,
         baseline=rows[base].name if base is not None else "",
         architecture=row.architecture or kin.architecture or kin.name,
         training_batch=row.training_batch,

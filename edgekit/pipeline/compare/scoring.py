@@ -78,7 +78,9 @@ class _Paired:
     high: float
 
 
-def score(candidate: Candidate, dataset: Dataset, runner: StageRunner) -> Outcome[Score] | None:
+def score(
+    candidate: Candidate, dataset: Dataset, data_sha256: str, runner: StageRunner
+) -> Outcome[Score] | None:
     """The accuracy of a row; what fails becomes an error of the row, and None."""
     form = candidate.deployed
     if form is None or candidate.contract is None:
@@ -94,7 +96,7 @@ def score(candidate: Candidate, dataset: Dataset, runner: StageRunner) -> Outcom
         "optimize": model.optimize,
         "preprocess": contract.to_dict(),
         "options": to_record(dataclasses.replace(options, workers=None)),
-        "data": dataset.sha256(),
+        "data": data_sha256,
         "isa": list(cpu.detect().isa),
     }
 

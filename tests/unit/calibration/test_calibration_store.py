@@ -19,8 +19,9 @@ from edgekit.calibration.methods import METHODS
 from edgekit.calibration.source import ArraySource, FileSource, open_source
 from edgekit.calibration.stability import stability
 from edgekit.calibration.statistics import Origin, Statistics, half_of
-from edgekit.errors import BadInput
+from edgekit.errors import BadInput, NoSpace
 from edgekit.preprocess import Preprocess
+from tests.disk import small_disk
 
 CONTRACT = Preprocess(height=8, width=8)
 ORIGIN = Origin(
@@ -389,3 +390,14 @@ def test_too_few_images_are_said_to_be_too_few() -> None:
         found = stability(spread_statistics(images, 0.1), "minmax", symmetric=False)
         assert "use 32 or more" in found.warning
         assert found.needed_images is None
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    names = tuple(f"t{number}" for number in range(80))
+    statistics = Statistics(dataclasses.replace(ORIGIN, tensors=names, channels={}))
+    values = np.random.default_rng(0).uniform(-1, 1, 60_000).astype(np.float32)
+    statistics.add(image(1), "", dict.fromkeys(names, values))
+    with small_disk(tmp_path / "disk") as disk:
+        with disk.full(), pytest.raises(NoSpace):
+            store.write(statistics, disk.folder / "a.npz", compress=False)
+        assert list(disk.folder.iterdir()) == []

@@ -1,0 +1,130 @@
+"""How much of the float model's own answers a candidate keeps, on calibration images.
+
+No label enters: the float model's answers are the truth, so that a search can be judged without ever
+seeing an image that accuracy is reported on.
+
+- detection: mAP50-95 of the candidate against the float model's detections of confidence 0.25 and
+  more (1 = the same boxes);
+- classification: mean over the images of sum_k min(p_k, q_k) of the class probabilities;
+- other outputs: 1 - noise / signal of the worst block, not below 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import BadInput
+from edgekit.metrics.datasets.base import Truth
+from edgekit.metrics.detection import ImageResult, average_precision
+from edgekit.metrics.postprocess import Classification, Detections, Suppression
+from edgekit.preprocess import Preprocess, apply
+from edgekit.stages.decoding import Decoder
+from edgekit.stages.parity import ParityMeter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekit.block import Block
+    from edgekit.runtimes.base import Session
+
+_CONFIDENT = 0.25
+
+
+class Agreement:
+    """The judge of one float model: opened once, then asked about candidates."""
+
+    def __init__(
+        self,
+        reference: Session,
+        pictures: Sequence[NDArray[np.uint8]],
+        contract: Preprocess,
+        blocks: Sequence[Block],
+        *,
+        head: str | None = None,
+        names: Sequence[str] = (),
+        task: str | None = None,
+    ) -> None:
+        if not pictures:
+            raise BadInput("Agreement needs at least one image.")
+        self._input = reference.inputs[0].name
+        self._blocks = blocks
+        self._placed = [apply(picture, contract) for picture in pictures]
+        self._outputs = [reference.run({self._input: feed}) for feed, _ in self._placed]
+        size = (contract.height, contract.width)
+        self._decoder: Decoder | None = Decoder(
+            size, head=head, names=names, named=bool(names), task=task
+        )
+        try:
+            self._decoder.settle(self._outputs[0])
+        except BadInput:
+            # outputs that no head explains are compared as numbers
+            self._decoder = None
+        self._answers = [
+            self._decode(outputs, number) for number, outputs in enumerate(self._outputs)
+        ]
+        if self._decoder is not None and self._decoder.match.head.task == "detect":
+            confident = sum(
+                int((answer.scores >= _CONFIDENT).sum())
+                for answer in self._answers
+                if isinstance(answer, Detections)
+            )
+            if not confident:
+                self._decoder = None
+
+    def _decode(
+        self, outputs: dict[str, NDArray[Any]], number: int
+    ) -> Detections | Classification | None:
+        if self._decoder is None:
+            return None
+        row = outputs[self._decoder.match.output][0]
+        placement = self._placed[number][1]
+        return self._decoder.decode(row, placement, Suppression(), f"calibration image {number}")
+
+    def score(self, candidate: Session) -> float:
+        """Agreement of `candidate` with the float model, 0 to 1."""
+        found = [candidate.run({self._input: feed}) for feed, _ in self._placed]
+        if self._decoder is None:
+            return self._numbers(found)
+        try:
+            answers = [self._decode(outputs, number) for number, outputs in enumerate(found)]
+        except BadInput:
+            # values that no right decoding gives: as far from the float model as can be
+            return 0.0
+        if self._decoder.match.head.task == "detect":
+            return self._detections(answers)
+        return self._classes(answers)
+
+    def _numbers(self, found: list[dict[str, NDArray[Any]]]) -> float:
+        meter = ParityMeter(self._blocks)
+        for reference, outputs in zip(self._outputs, found, strict=True):
+            meter.add(reference, outputs)
+        noise = max(10 ** (-block.sqnr_db / 10) for block in meter.report().blocks)
+        return max(0.0, 1.0 - noise)
+
+    def _classes(self, answers: Sequence[Any]) -> float:
+        import numpy as np
+
+        return float(
+            np.mean(
+                [
+                    np.minimum(one.probabilities(), other.probabilities()).sum()
+                    for one, other in zip(self._answers, answers, strict=True)
+                    if isinstance(one, Classification)
+                ]
+            )
+        )
+
+    def _detections(self, answers: Sequence[Any]) -> float:
+        import numpy as np
+
+        assert self._decoder is not None
+        results = []
+        for answer, found in zip(self._answers, answers, strict=True):
+            assert isinstance(answer, Detections)
+            sure = answer.scores >= _CONFIDENT
+            truth = Truth.of(answer.boxes[sure], answer.classes[sure])
+            results.append(ImageResult(found=found, truth=truth))
+        count = self._decoder.match.num_classes or len(self._decoder.names)
+        return float(np.nanmean(average_precision(results, count)))
