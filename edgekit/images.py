@@ -135,7 +135,7 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
         ) from error
     if bgr is None:
         raise BadInput(f"The image {name} cannot be decoded.", hint="Replace or delete the file.")
-    rgb: NDArray[np.uint8] = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[assignment]
+    rgb: NDArray[np.uint8] = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     return rgb
 
 

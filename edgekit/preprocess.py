@@ -230,7 +230,7 @@ def fit(image: NDArray[np.uint8], contract: Preprocess) -> tuple[NDArray[np.uint
     def resized(new_height: int, new_width: int) -> NDArray[np.uint8]:
         if (new_height, new_width) == (height, width):
             return image
-        out: NDArray[np.uint8] = cv2.resize(  # type: ignore[assignment]
+        out: NDArray[np.uint8] = cv2.resize(
             image, (new_width, new_height), interpolation=interpolation
         )
         return out
@@ -257,7 +257,7 @@ def fit(image: NDArray[np.uint8], contract: Preprocess) -> tuple[NDArray[np.uint
         small = resized(new_height, new_width)
         spare_y, spare_x = contract.height - new_height, contract.width - new_width
         top, left = (spare_y // 2, spare_x // 2) if contract.pad_place == "center" else (0, 0)
-        fitted = cv2.copyMakeBorder(  # type: ignore[assignment]
+        fitted = cv2.copyMakeBorder(
             small,
             top,
             spare_y - top,
@@ -293,7 +293,7 @@ def fit(image: NDArray[np.uint8], contract: Preprocess) -> tuple[NDArray[np.uint
     if contract.color == "bgr":
         fitted = fitted[:, :, ::-1]
     elif contract.color == "gray":
-        fitted = cv2.cvtColor(fitted, cv2.COLOR_RGB2GRAY)[:, :, None]  # type: ignore[assignment]
+        fitted = cv2.cvtColor(fitted, cv2.COLOR_RGB2GRAY)[:, :, None]
     return np.ascontiguousarray(fitted), placement
 
 

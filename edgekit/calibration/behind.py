@@ -45,7 +45,7 @@ def range_behind(
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if used.size == 0 or low == high:
         return Range(low=low, high=high)
-    x: Floats = (used - HALF + 0.5) * histogram.width
+    x = ((used - HALF + 0.5) * histogram.width).astype(np.float64)
     weight = histogram.counts[used] / histogram.count
     exact = activation(x)
 

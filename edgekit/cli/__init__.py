@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "draw": ("edgekit.cli.draw", "Write images with the boxes or classes that a model finds."),
     "bench": ("edgekit.cli.bench", "Measure latency; gate on it; compare two models."),
     "profile": ("edgekit.cli.profile", "Show where time goes and what INT8 costs, per layer."),
+    "report": ("edgekit.cli.report", "Write one HTML page on a bundle."),
     "compare": ("edgekit.cli.compare", "Compare models: sizes, speed in every runtime, accuracy."),
     "targets": ("edgekit.cli.targets", "List and show target profiles."),
     "doctor": ("edgekit.cli.doctor", "Show what this machine has and what each target lacks."),

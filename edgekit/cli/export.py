@@ -47,7 +47,18 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
 @click.option("--input-shape", help="Input shape, e.g. 1,3,320,320.")
 @click.option("--dynamic", is_flag=True, help="Leave the batch axis free.")
 @click.option("--head", help="How outputs are decoded: yolov5, yolov8, yolo26, yolox, logits.")
-@click.option("--method", help="Calibration: minmax, entropy, percentile, mse.  [default: minmax]")
+@click.option(
+    "--method",
+    help="Ranges: minmax, entropy, percentile, mse, or auto: searched together "
+    "with the layers that stay float, judged on the calibration images.  [default: auto]",
+)
+@click.option(
+    "--search-seconds",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Time limit of that search.",
+)
 @click.option(
     "--keep-float",
     multiple=True,
@@ -147,7 +158,8 @@ def _request(
         size=_size(chosen("imgsz"), chosen("input_shape")),
         overrides=overrides,
         head=chosen("head"),
-        method=chosen("method", "minmax"),
+        method=chosen("method", "auto"),
+        search_seconds=arguments["search_seconds"],
         keep_float=arguments["keep_float"],
         dynamic_batch=arguments["dynamic"] or bool(section and section.dynamic),
         max_bad_share=arguments["max_bad_images"],

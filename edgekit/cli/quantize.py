@@ -25,7 +25,7 @@ Example:
 @click.option("--images", type=click.Path(path_type=Path), help="Images for the parity check.")
 @click.option("--target", "-t", default="x86-int8", show_default=True, help="Target profile.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="[default: MODEL.int8.onnx]")
-@click.option("--method", default="minmax", show_default=True,
+@click.option("--method", default="percentile", show_default=True,
               help="minmax, entropy, percentile or mse; no image is run again.")
 @click.option("--per-channel/--per-tensor", default=None, help="Weight scales; default: the profile's.")
 @click.option("--weight-bits", type=click.Choice(["4", "6", "7", "8"]), help="Default: the profile's.")

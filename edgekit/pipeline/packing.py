@@ -11,6 +11,7 @@ from edgekit.atomic import sha256_json
 from edgekit.bundle import BundleContents, BundleModel, ChainStep, GoldenSample
 from edgekit.errors import EdgekitError, VerificationFailed
 from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
+from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome
 from edgekit.pipeline.steps import Steps
 from edgekit.pipeline.verdict import Verdict
@@ -123,7 +124,7 @@ def pack(steps: Steps, made: Made, key: str) -> None:
         names=exported.names,
         versions=versions_of("onnx", "onnxruntime", "numpy", "cv2", "torch"),
         calibration=calibration.path if calibration else None,
-        calibration_method=request.method if calibration else None,
+        calibration_method=_method(made, request.method) if calibration else None,
         calibration_sha256=calibration.image_sha256 if calibration else (),
         calibration_skipped=calibration.skipped if calibration else (),
         validation_sha256=evaluated.value.image_sha256 if evaluated else (),
@@ -180,8 +181,25 @@ def _details(made: Made, key: str) -> dict[str, Any]:
             "int8_layers": list(record.compute),
             "float_layers": record.floats,
             "slower_in_int8": list(made.measured.value.blame),
+            "search": list(record.trials),
         }
     return to_json(details)  # type: ignore[no-any-return]
+
+
+def _method(made: Made, asked: str) -> str:
+    choice = made.quantized.value.choice if made.quantized else None
+    return choice.method if choice is not None else asked
+
+
+def _quantize_options(made: Made, request: ExportRequest) -> dict[str, Any]:
+    """What a second run needs to get the same graph without searching."""
+    choice = made.quantized.value.choice if made.quantized else None
+    keep = (*request.keep_float, *(choice.keep_float if choice else ()))
+    return {
+        "method": _method(made, request.method),
+        "behind_activations": bool(choice and choice.behind),
+        "keep_float": list(keep),
+    }
 
 
 def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
@@ -241,7 +259,7 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
                 name="quantize",
                 input_sha256=(before, statistics),
                 output_sha256=(quantized.model.sha256,),
-                options={"method": request.method, "keep_float": list(request.keep_float)},
+                options=_quantize_options(made, request),
                 versions=versions_of("onnx", "onnx_ir", "numpy"),
                 seconds=made.quantized.seconds,
                 cached=made.quantized.cached,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit.preprocess import Preprocess
+from edgekit.stages.search import Choice, Trial
 from edgekit.types import (
     AccuracyReport,
     Engine,
@@ -39,13 +40,18 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedRecord:
-    """The quantize stage: the QDQ model and where it computes in integers."""
+    """The quantize stage: the QDQ model and where it computes in integers.
+
+    `choice` is what was taken (ranges and float layers), `trials` what the search tried for it.
+    """
 
     model: OnnxModel
     int8_mac_share: float
     compute: tuple[str, ...]
     floats: dict[str, str] = field(default_factory=dict)
     weight_bits: int = 8
+    choice: Choice | None = None
+    trials: tuple[Trial, ...] = ()
     parity: ParityReport | None = None
     notes: tuple[str, ...] = ()
 

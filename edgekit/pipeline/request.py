@@ -16,7 +16,8 @@ from edgekit.types import AccuracyReport, LatencyReport, SpeedUp, StageReport
 class ExportRequest:
     """One export. `size` is (height, width); `overrides` are fields of the preprocessing contract.
 
-    `max_drop` is in points of the metric (1 point = 0.01), latencies in ms. `limit` caps the
+    `method` "auto" searches ranges and float layers for `search_seconds` at most; a calibration
+    method's name takes that one as it is. `max_drop` is in points of the metric (1 point = 0.01), latencies in ms. `limit` caps the
     labelled images. `fresh` does every stage again although the cache knows it.
     """
 
@@ -31,7 +32,8 @@ class ExportRequest:
     size: tuple[int, int] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
-    method: str = "minmax"
+    method: str = "auto"
+    search_seconds: float = 120.0
     keep_float: tuple[str, ...] = ()
     dynamic_batch: bool = False
     max_bad_share: float = 0.1

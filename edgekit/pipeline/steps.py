@@ -22,12 +22,14 @@ from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, Quant
 from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome, StageRunner
 from edgekit.require import versions_of
+from edgekit.stages.search import SearchOptions, SearchResult
 from edgekit.types import Calibration, OnnxModel, StageOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.metrics.datasets import Dataset
+    from edgekit.stages.quantize import QuantizeOptions
 
 # raised when a stage's answer for the same content changes; part of its key
 VERSIONS = {
@@ -35,11 +37,15 @@ VERSIONS = {
     "simplify": 1,
     "prepare": 1,
     "calibrate": 1,
-    "quantize": 1,
+    "quantize": 2,
     "build": 1,
     "evaluate": 1,
     "measure": 1,
 }
+
+
+AUTO = "auto"
+"""The method of a request that leaves ranges and float layers to the search."""
 
 
 class Steps:
@@ -221,7 +227,7 @@ class Steps:
             from edgekit.stages.quantize import observed_tensors
 
             options = calibrate.CalibrateOptions(
-                method=request.method,
+                method=_first_method(request.method),
                 tensors=observed_tensors(prepared.value.model, self.profile),
                 symmetric=_symmetric(self.profile),
                 workers=request.workers,
@@ -240,7 +246,7 @@ class Steps:
 
         outcome = self.runner.run("calibrate", fields, Calibration, work)
         value = outcome.value
-        notes = [f"{value.images} images, {value.method}"]
+        notes = [f"{value.images} images, {len(value.ranges)} tensors"]
         if value.skipped:
             notes.append(f"{len(value.skipped)} images skipped")
         self.runner.report("calibrate", outcome, notes=tuple(notes))
@@ -255,6 +261,7 @@ class Steps:
         from edgekit.stages import quantize
 
         request = self.request
+        searches = request.method == AUTO
         options = quantize.QuantizeOptions(keep_float=request.keep_float)
         fields = self._fields(
             "quantize",
@@ -262,6 +269,7 @@ class Steps:
             "onnx_ir",
             "onnxruntime",
             "numpy",
+            search=request.search_seconds if searches else None,
             graph=prepared.value.model.sha256,
             statistics=calibration.value.sha256,
             method=request.method,
@@ -271,14 +279,24 @@ class Steps:
             images=self.images.parity_key,
         )
 
+        key = self.runner.cache.key("quantize", fields)
+
         def work(folder: Path) -> QuantizedRecord:
+            result = None
+            if searches:
+                ranges, chosen, result = self._search(
+                    exported.value, prepared.value.model, calibration.value, options, key
+                )
+            else:
+                ranges = with_method(calibration.value, request.method, _symmetric(self.profile))
+                chosen = options
             done = quantize.run(
                 prepared.value.model,
-                with_method(calibration.value, request.method, _symmetric(self.profile)),
+                ranges,
                 self.profile,
                 self.feeds(exported.value),
                 folder / "model.onnx",
-                options,
+                chosen,
             )
             return QuantizedRecord(
                 model=done.model,
@@ -286,8 +304,10 @@ class Steps:
                 compute=done.placement.compute,
                 floats=done.placement.floats,
                 weight_bits=done.scheme.weight_bits,
+                choice=result.best.choice if result else None,
+                trials=result.trials if result else (),
                 parity=done.parity,
-                notes=done.notes,
+                notes=done.notes + (_search_notes(result) if result else (request.method,)),
             )
 
         outcome = self.runner.run("quantize", fields, QuantizedRecord, work)
@@ -300,6 +320,37 @@ class Steps:
             notes=value.notes,
         )
         return outcome
+
+    def _search(
+        self,
+        exported: Exported,
+        model: OnnxModel,
+        calibration: Calibration,
+        options: QuantizeOptions,
+        key: str,
+    ) -> tuple[Calibration, QuantizeOptions, SearchResult]:
+        """The calibration and the options that the search chose, and how it went."""
+        from edgekit.stages import search_int8
+
+        subject = search_int8.Int8Search(
+            model,
+            calibration,
+            self.profile,
+            exported.contract,
+            self.images.pictures(search_int8.JUDGED_IMAGES),
+            options,
+            head=exported.head,
+            names=exported.names,
+            task=exported.task,
+        )
+        result = subject.run(
+            SearchOptions(seconds=self.request.search_seconds),
+            self.runner.cache.partial(key),
+            self.runner.progress,
+        )
+        keep = (*options.keep_float, *result.best.choice.keep_float)
+        chosen = dataclasses.replace(options, keep_float=keep)
+        return subject.calibration_of(result.best.choice), chosen, result
 
     # --- what the runtime loads, and what it is worth ----------------------------------------
 
@@ -417,6 +468,22 @@ def _with_shape(request: ExportRequest) -> checkpoints.LoadOptions:
         return request.load
     channels = 1 if request.overrides.get("color") == "gray" else 3
     return dataclasses.replace(request.load, input_shape=(1, channels, *request.size))
+
+
+def _first_method(method: str) -> str:
+    """A method to choose the first ranges by; a search chooses again."""
+    return "percentile" if method == AUTO else method
+
+
+def _search_notes(result: SearchResult) -> tuple[str, ...]:
+    choice = result.best.choice
+    text = choice.method + (" behind activations" if choice.behind else "")
+    if choice.keep_float:
+        text += f", {len(choice.keep_float)} layers left float"
+    text += (
+        f": {result.best.agreement:.1%} agreement with float, best of {len(result.trials)} trials"
+    )
+    return (text, *(("the search ran out of time",) if result.out_of_time else ()))
 
 
 def _symmetric(profile: Any) -> bool:

@@ -12,7 +12,7 @@ def _is_hard_swish(gate: Any) -> bool:
     alpha, beta = gate.attributes.get("alpha"), gate.attributes.get("beta")
     slope = alpha.as_float() if alpha is not None else 0.2
     offset = beta.as_float() if beta is not None else 0.5
-    return abs(slope - 1 / 6) < 1e-4 and abs(offset - 0.5) < 1e-6
+    return bool(abs(slope - 1 / 6) < 1e-4 and abs(offset - 0.5) < 1e-6)
 
 
 def read_through_activation(graph: Any) -> dict[str, str]:

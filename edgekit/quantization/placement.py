@@ -235,20 +235,49 @@ def compute_nodes(
     return chosen, floats
 
 
+def _range_source(value: Any) -> Any:
+    """The tensor whose range holds every value of `value`: back through operators that move values."""
+    producer = value.producer()
+    while producer is not None and shares_scale(producer):
+        value = _data_inputs(producer)[0] if _data_inputs(producer) else value
+        if value.producer() is producer:
+            break
+        producer = value.producer()
+    return value
+
+
+def _has_compute_behind(graph: Any, rules: Rules) -> dict[Any, bool]:
+    """For each node, whether a compute node reads its result, directly or through others."""
+    behind: dict[Any, bool] = {}
+    for node in reversed(list(graph)):
+        readers = {use.node for output in node.outputs for use in output.uses()}
+        behind[node] = any(
+            reader.op_type in rules.operators or behind.get(reader, False) for reader in readers
+        )
+    return behind
+
+
 def observed(model: Any, rules: Rules) -> tuple[str, ...]:
-    """Names of all tensors that may carry integers under any choice of float nodes; graph order."""
+    """Names of all tensors that may need a range under any choice of float nodes; graph order.
+
+    What an operator moves needs no range of its own, and what no compute node lies behind is never
+    carried in integers: leaving both out nearly halves the cost of calibrating a detector.
+    """
     graph = model.graph
     names: dict[str, None] = {}
+    behind = _has_compute_behind(graph, rules)
 
     def add(value: Any) -> None:
-        if value is not None and not is_constant(value) and _is_float(value) and value.name:
-            names.setdefault(value.name)
+        if value is not None and not is_constant(value) and _is_float(value):
+            source = _range_source(value)
+            if source.name:
+                names.setdefault(source.name)
 
     for node in graph:
         if node.op_type in rules.operators and not _can_compute(node, rules):
             add(node.inputs[0])
             add(fused_output(node, rules))
-        elif node.op_type in rules.follow:
+        elif node.op_type in rules.follow and behind[node]:
             for value in _data_inputs(node):
                 add(value)
             for value in node.outputs:
@@ -270,7 +299,7 @@ def place(
     compute = []
     for node in chosen:
         source, result = node.inputs[0], fused_output(node, rules)
-        missing = [v.name for v in (source, result) if v.name not in ranges]
+        missing = [v.name for v in (source, result) if _range_source(v).name not in ranges]
         if missing:
             floats[node.name] = f"no calibrated range for '{missing[0]}'"
             continue
@@ -288,7 +317,7 @@ def place(
     return Placement(
         compute=tuple(node.name for node in compute),
         carry=tuple(node.name for node in carry),
-        tensors=_scale_owners(graph, carry, tensors, ranges),
+        tensors=_scale_owners(graph, tensors, ranges),
         floats=floats,
         macs=macs,
     )
@@ -315,7 +344,7 @@ def _carried(
             continue
         if node.op_type in ("Add", "Mul", "Sub") and len(inputs) != 2:
             continue
-        if any(output.name not in ranges and not shares_scale(node) for output in node.outputs):
+        if any(_range_source(output).name not in ranges for output in node.outputs):
             continue
         if node.op_type in MIXED_RANGES and _ratio(inputs, ranges) > rules.max_range_ratio:
             continue
@@ -334,24 +363,19 @@ def _carried(
 
 
 def _ratio(values: list[Any], ranges: Mapping[str, Range]) -> float:
-    spans = [ranges[value.name].amax for value in values if value.name in ranges]
+    sources = [_range_source(value).name for value in values]
+    spans = [ranges[name].amax for name in sources if name in ranges]
     spans = [span for span in spans if span > 0]
     return max(spans) / min(spans) if len(spans) > 1 else 1.0
 
 
-def _scale_owners(
-    graph: Any, carry: list[Any], tensors: set[Any], ranges: Mapping[str, Range]
-) -> dict[str, str]:
-    """Map each quantized tensor to the tensor whose range it takes, following same-scale operators.
+def _scale_owners(graph: Any, tensors: set[Any], ranges: Mapping[str, Range]) -> dict[str, str]:
+    """Map each quantized tensor to the tensor whose range it takes.
 
-    A value-moving operator's outputs take the range of its input: every value they hold is there.
+    A value-moving operator's outputs take the range of its input, whether it carries integers (then
+    it must) or not (then nothing better is known).
     """
-    owners: dict[str, str] = {value.name: value.name for value in tensors}
-    for node in carry:  # graph order: the input's owner is final
-        if shares_scale(node):
-            source = _data_inputs(node)[0].name
-            for output in node.outputs:
-                owners[output.name] = owners.get(source, source)
+    owners = {value.name: _range_source(value).name for value in tensors}
     order = {value.name: None for value in graph.inputs}
     for node in graph:
         for output in node.outputs:

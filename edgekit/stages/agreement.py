@@ -124,7 +124,7 @@ class Agreement:
         for answer, found in zip(self._answers, answers, strict=True):
             assert isinstance(answer, Detections)
             sure = answer.scores >= _CONFIDENT
-            truth = Truth.of(answer.boxes[sure], answer.classes[sure])
+            truth = Truth.of(answer.boxes[sure].tolist(), answer.classes[sure].tolist())
             results.append(ImageResult(found=found, truth=truth))
         count = self._decoder.match.num_classes or len(self._decoder.names)
         return float(np.nanmean(average_precision(results, count)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import onnx_file
 from edgekit.atomic import sha256_json
 from edgekit.quantization.macs import graph_macs
+from edgekit.quantization.ternary import find_levels
 
 if TYPE_CHECKING:
     import onnx
@@ -33,8 +34,8 @@ class ModelFacts:
     """macs: multiply-accumulates of one image, None when no layer's shapes are known.
 
     weights: elements of all layer weights (Conv, Gemm, MatMul with a constant); `zero_share` and
-    `ternary_share` are fractions of these: exact zeros, and those in layers whose every output
-    channel knows only the values -a, 0, a. `channels`: output channels of all dense layers.
+    `ternary_share` are fractions of these: exact zeros, and those in layers that know only the values
+    -Wn, 0, Wp (for the layer, or for each output channel). `channels`: output channels of all dense layers.
     `structure` hashes the sequence of layers with kernels and strides but without widths, so that a
     network and what structured pruning made of it have the same one.
     """
@@ -144,22 +145,20 @@ def _weight(
 
 
 def _is_ternary(weight: NDArray[Any], kind: str) -> bool:
-    """Whether every output channel holds at most the values -a, 0, a."""
-    import numpy as np
-
-    rows = (
-        weight.reshape(weight.shape[0], -1)
-        if kind == "Conv"
-        else weight.reshape(-1, weight.shape[-1]).T
-    )
-    if rows.shape[1] < 8:
-        return False  # too few values to say anything
-    size = np.abs(rows.astype(np.float64))
-    largest = size.max(axis=1, keepdims=True)
-    return bool((((size == 0) | (size == largest)).all(axis=1)).all())
+    """Whether the layer, or each of its output channels, knows only the values -Wn, 0, Wp."""
+    return find_levels(weight, 0 if kind == "Conv" else weight.ndim - 1) is not None
 
 
 def _macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> int | None:
+    counted = layer_macs(model, input_shape)
+    return sum(counted.values()) if counted else None
+
+
+def layer_macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> dict[int, int]:
+    """Multiply-accumulates of one image by the place of the node in the graph; float and integer layers.
+
+    `input_shape` fixes free dimensions of an image input. Layers of unknown shapes are left out.
+    """
     import onnx
     import onnx_ir as ir
 
@@ -180,9 +179,8 @@ def _macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> int | 
     try:
         inferred = onnx.shape_inference.infer_shapes(plain, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return None
-    counted = graph_macs(ir.from_proto(inferred).graph)
-    return sum(counted.values()) if counted else None
+        return {}
+    return {int(name): macs for name, macs in graph_macs(ir.from_proto(inferred).graph).items()}
 
 
 def _float_view(model: onnx.ModelProto) -> onnx.ModelProto:

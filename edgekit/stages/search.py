@@ -107,10 +107,12 @@ def run(
     ranking: Mapping[str, float] = {}
     if best.agreement < options.enough and time_left():
         ranking = sensitivities(best.choice)
-        worst_first = sorted(ranking, key=lambda name: ranking[name])
+        worst_first = _affordable(
+            sorted(ranking, key=lambda name: ranking[name]), share_without, options.least_share
+        )
         for count in (c for c in _COUNTS if c <= len(worst_first)):
             keep = tuple(worst_first[:count])
-            if not time_left() or share_without(keep) < options.least_share:
+            if not time_left():
                 break
             trial = tried(
                 Choice(method=best.choice.method, behind=best.choice.behind, keep_float=keep)
@@ -123,3 +125,14 @@ def run(
     return SearchResult(
         best=taken, trials=tuple(trials), sensitivity_db=dict(ranking), out_of_time=late
     )
+
+
+def _affordable(
+    ranking: Sequence[str], share_without: Callable[[Iterable[str]], float], least_share: float
+) -> list[str]:
+    """The layers of `ranking` that can be float together, in order; one too large is passed over."""
+    chosen: list[str] = []
+    for name in ranking[: 2 * _COUNTS[-1]]:
+        if share_without((*chosen, name)) >= least_share:
+            chosen.append(name)
+    return chosen

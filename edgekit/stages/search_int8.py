@@ -146,9 +146,7 @@ class Int8Search:
         data, placement = self._graph(choice, choice.keep_float)
         with open_bytes(data, SessionOptions()) as session:
             agreement = self._judge.score(session)
-        return Trial(
-            choice=choice, agreement=agreement, int8_mac_share=placement.int8_mac_share
-        )
+        return Trial(choice=choice, agreement=agreement, int8_mac_share=placement.int8_mac_share)
 
     def _placement(self, keep: Iterable[str] = ()) -> Placement:
         import onnx_ir as ir
@@ -183,4 +181,3 @@ def _known(file: Path | None) -> tuple[Trial, ...]:
         return tuple(from_json(Trial, record) for record in records)
     except (ValueError, TypeError, EdgekitError):
         return ()
-

@@ -47,7 +47,7 @@ def test_no_other_scale_is_better() -> None:
     for p, n in random_pairs(40, seed=1):
         _, _, scale = best_integers(np.array([p]), np.array([n]), 127)
         ours = error_of(p, n, float(scale[0]), 127)
-        grid = max(p, n) / np.linspace(0.6, 127.499, 40_000)
+        grid = max(p, n) / np.linspace(0.6, 127.499, 4_000)
         levels = np.array([[p], [-n]])
         rounded = np.clip(np.rint(levels / grid), -127, 127) * grid
         least = np.abs(rounded - levels).max(axis=0).min() / max(p, n)
@@ -68,7 +68,7 @@ def test_the_error_of_random_pairs_and_the_bound(bits: int, mean: float) -> None
 
 @pytest.mark.parametrize("limit", [127, 63, 31, 7])
 def test_the_bound_is_reached_and_never_passed(limit: int) -> None:
-    ratios = np.linspace(1e-4, 1, 50_000)
+    ratios = np.linspace(1e-4, 1, 5_000)
     worst = 1 / (2 * limit + 1)
     ratios = np.append(ratios, worst)
     i, j, scale = best_integers(np.ones_like(ratios), ratios, limit)

@@ -1,0 +1,262 @@
+"""Charts as inline SVG that need no script: rectangles and lines placed in per cent of the width.
+
+Without a viewBox nothing is scaled: letters and lines keep their size on a phone, only distances
+shrink. Colours come from the page's style sheet by class, so that charts follow light and dark. Every
+chart is an image with a name for screen readers; the numbers stand in a table beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+_LEAST_WIDTH = 0.25  # per cent; thinner bars vanish
+
+
+def _tag(name: str, **attributes: object) -> str:
+    pairs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return f"<{name}{pairs}/>"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def chart(height: int, label: str, parts: Iterable[str], css: str = "") -> Markup:
+    """An SVG of full width and `height` pixels, called `label` for screen readers."""
+    name = escape(label)
+    return Markup(
+        f'<svg class="chart {escape(css)}" width="100%" height="{height}" role="img" '
+        f'aria-label="{name}"><title>{name}</title>{"".join(parts)}</svg>'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A linear axis from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """Where `value` lies, 0 to 1; what is outside lies at the end."""
+        if self.high <= self.low:
+            return 0.5
+        return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """About `count` round values within the axis."""
+        span = self.high - self.low
+        if span <= 0:
+            return [self.low]
+        rough = span / max(1, count)
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough), 10 * power)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [number * step for number in range(first, last + 1)]
+
+
+def tick_text(value: float, scale: Scale) -> str:
+    """A tick's label with as many digits as the axis needs."""
+    span = scale.high - scale.low
+    digits = max(0, 1 - math.floor(math.log10(span))) if span > 0 else 0
+    text = f"{value:.{min(digits, 6)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def distribution(
+    samples: Sequence[float],
+    scale: Scale,
+    label: str,
+    css: str,
+    *,
+    p50: float,
+    p99: float,
+    bins: int = 60,
+    height: int = 72,
+) -> Markup:
+    """A histogram of `samples` on `scale` with the median as a line and p99 as a broken one."""
+    counts = [0] * bins
+    for value in samples:
+        counts[min(bins - 1, int(scale.place(value) * bins))] += 1
+    tallest = max(counts) or 1
+    parts = []
+    for number, count in enumerate(counts):
+        if count:
+            tall = max(2.0, (height - 6) * count / tallest)
+            parts.append(
+                _tag(
+                    "rect",
+                    class_=css,
+                    x=_percent(number / bins),
+                    width=_percent(0.86 / bins),
+                    y=f"{height - tall:.1f}",
+                    height=f"{tall:.1f}",
+                    rx=1,
+                )
+            )
+    parts.append(_tag("line", class_="axis", x1=0, x2="100%", y1=height - 0.5, y2=height - 0.5))
+    for value, kind in ((p50, "median"), (p99, "tail")):
+        place = _percent(scale.place(value))
+        parts.append(_tag("line", class_=f"mark {kind}", x1=place, x2=place, y1=0, y2=height))
+    return chart(height, label, parts)
+
+
+def activation(
+    bars: Sequence[tuple[float, float, int]],
+    low: float,
+    high: float,
+    label: str,
+    *,
+    height: int = 96,
+) -> tuple[Markup, Scale]:
+    """A histogram with logarithmic counts, the quantizer's range from `low` to `high` shaded.
+
+    Returns the chart and its horizontal axis.
+    """
+    scale = Scale(low=min(bars[0][0], low), high=max(bars[-1][1], high))
+    tallest = math.log1p(max(count for _, _, count in bars)) or 1.0
+    left, right = scale.place(low), scale.place(high)
+    parts = [
+        _tag(
+            "rect",
+            class_="range",
+            x=_percent(left),
+            width=_percent(right - left),
+            y=0,
+            height=height,
+        )
+    ]
+    for start, end, count in bars:
+        if not count:
+            continue
+        tall = (height - 4) * math.log1p(count) / tallest
+        width = max(_LEAST_WIDTH / 100, 0.9 * (scale.place(end) - scale.place(start)))
+        centre = (start + end) / 2
+        inside = low <= centre <= high
+        parts.append(
+            _tag(
+                "rect",
+                class_="value" if inside else "value outside",
+                x=_percent(scale.place(start)),
+                width=_percent(width),
+                y=f"{height - tall:.1f}",
+                height=f"{tall:.1f}",
+            )
+        )
+    for end in (left, right):
+        parts.append(
+            _tag("line", class_="limit", x1=_percent(end), x2=_percent(end), y1=0, y2=height)
+        )
+    parts.append(_tag("line", class_="axis", x1=0, x2="100%", y1=height - 0.5, y2=height - 0.5))
+    return chart(height, label, parts), scale
+
+
+def pair(before: float, after: float, label: str, *, height: int = 20) -> Markup:
+    """Two values from 0 to 1 on one line: a ring before, a dot after."""
+    left, right = sorted((before, after))
+    middle = height / 2
+    parts = [
+        _tag("line", class_="axis", x1=0, x2="100%", y1=middle, y2=middle),
+        _tag(
+            "line",
+            class_="between",
+            x1=_percent(left),
+            x2=_percent(right),
+            y1=middle,
+            y2=middle,
+        ),
+        _tag("circle", class_="dot float", cx=_percent(before), cy=middle, r=5.5),
+        _tag("circle", class_="dot int8", cx=_percent(after), cy=middle, r=4),
+    ]
+    return chart(height, label, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoPoint:
+    """One model: `x` and `y` on the axes, `size` drives the area, `css` its colour."""
+
+    name: str
+    x: float
+    y: float
+    size: float
+    css: str
+
+
+def frontier(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+    """The points that no other one beats in both (lower x, higher y), by rising x."""
+    best: list[ParetoPoint] = []
+    for point in sorted(points, key=lambda point: (point.x, -point.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    return best
+
+
+def pareto(
+    points: Sequence[ParetoPoint], label: str, *, height: int = 340
+) -> tuple[Markup, Scale, Scale]:
+    """Points in the plane, area by size, with the line of those that none beats.
+
+    Returns the chart and its two axes (horizontal, vertical).
+    """
+    across = _padded([point.x for point in points], floor=0.0)
+    upright = _padded([point.y for point in points], floor=None)
+    largest = max(point.size for point in points) or 1.0
+
+    def top(value: float) -> float:
+        return height * (1 - upright.place(value))
+
+    parts = []
+    for tick in upright.ticks():
+        y = f"{top(tick):.1f}"
+        parts.append(_tag("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
+    for tick in across.ticks():
+        x = _percent(across.place(tick))
+        parts.append(_tag("line", class_="grid", x1=x, x2=x, y1=0, y2=height))
+    best = frontier(points)
+    for one, two in itertools.pairwise(best):
+        parts.append(
+            _tag(
+                "line",
+                class_="frontier",
+                x1=_percent(across.place(one.x)),
+                x2=_percent(across.place(two.x)),
+                y1=f"{top(one.y):.1f}",
+                y2=f"{top(two.y):.1f}",
+            )
+        )
+    for point in sorted(points, key=lambda point: -point.size):
+        radius = 5 + 17 * math.sqrt(max(point.size, 0.0) / largest)
+        circle = _tag(
+            "circle",
+            class_=f"bubble {point.css}",
+            cx=_percent(across.place(point.x)),
+            cy=f"{top(point.y):.1f}",
+            r=f"{radius:.1f}",
+        )
+        parts.append(circle.replace("/>", f"><title>{escape(point.name)}</title></circle>"))
+    for point in points:
+        place = across.place(point.x)
+        parts.append(
+            f'<text class="name" x="{_percent(place)}" y="{top(point.y) + 4:.1f}" '
+            f'dx="{-12 if place > 0.6 else 12}" text-anchor="{"end" if place > 0.6 else "start"}">'
+            f"{escape(point.name)}</text>"
+        )
+    return chart(height, label, parts, "pareto"), across, upright
+
+
+def _padded(values: Sequence[float], floor: float | None) -> Scale:
+    """An axis with room around the values."""
+    low, high = min(values), max(values)
+    room = 0.12 * (high - low) or abs(high) * 0.1 or 1.0
+    low = low - room if floor is None else max(floor, low - room)
+    return Scale(low=low, high=high + room)

@@ -1,0 +1,80 @@
+"""The search's control flow, with scores given as plain numbers (fakes: no model is run)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgekit.stages.search import Choice, SearchOptions, Trial, run
+
+RANGES = (Choice(method="percentile"), Choice(method="mse"), Choice(method="minmax"))
+DAMAGE = {"a": 10.0, "b": 40.0, "c": 20.0, "d": 30.0}
+COST = {"a": 0.02, "b": 0.5, "c": 0.4, "d": 0.05}
+
+
+class FakeModel:
+    """Agreement rises with each damaged layer left float; counts how often it is asked."""
+
+    def __init__(self, base: dict[str, float], gain: dict[str, float]) -> None:
+        self.base, self.gain = base, gain
+        self.asked: list[Choice] = []
+
+    def attempt(self, choice: Choice) -> Trial:
+        self.asked.append(choice)
+        agreement = self.base[choice.method] + sum(self.gain.get(n, 0) for n in choice.keep_float)
+        return Trial(choice=choice, agreement=agreement, int8_mac_share=self.share(choice.keep_float))
+
+    @staticmethod
+    def share(keep: Iterable[str]) -> float:
+        return 1.0 - sum(COST[name] for name in keep)
+
+
+def _run(model: FakeModel, options: SearchOptions, **more: object):  # type: ignore[no-untyped-def]
+    return run(RANGES, model.attempt, lambda choice: DAMAGE, model.share, options, **more)  # type: ignore[arg-type]
+
+
+BASE = {"percentile": 0.90, "mse": 0.93, "minmax": 0.80}
+
+
+def test_a_good_method_ends_the_search() -> None:
+    model = FakeModel({"percentile": 0.99, "mse": 0.97, "minmax": 0.9}, {})
+    result = _run(model, SearchOptions())
+    assert result.best.choice == RANGES[0]
+    assert model.asked == list(RANGES)
+
+
+def test_the_most_damaging_layers_are_left_float_on_the_best_method() -> None:
+    model = FakeModel(BASE, {"a": 0.03, "d": 0.03})
+    result = _run(model, SearchOptions())
+    assert result.best.choice.method == "mse"
+    assert result.best.choice.keep_float == ("a", "d")
+    assert result.best.agreement > 0.985
+
+
+def test_a_layer_too_large_to_be_float_is_passed_over() -> None:
+    model = FakeModel(BASE, {"a": 0.01, "d": 0.01})
+    result = _run(model, SearchOptions(least_share=0.9))
+    assert all("c" not in trial.choice.keep_float for trial in result.trials)
+    assert result.best.int8_mac_share >= 0.9
+
+
+def test_float_layers_that_bring_nothing_are_not_kept() -> None:
+    model = FakeModel(BASE, {"a": 0.001, "d": 0.001})
+    assert _run(model, SearchOptions()).best.choice.keep_float == ()
+
+
+def test_the_first_choice_is_tried_even_without_time() -> None:
+    times = iter([0.0, 1000.0, 1000.0, 1000.0, 1000.0])
+    model = FakeModel(BASE, {})
+    result = _run(model, SearchOptions(seconds=1.0), clock=lambda: next(times))
+    assert model.asked == [RANGES[0]]
+    assert result.out_of_time
+
+
+def test_known_trials_are_not_repeated() -> None:
+    first = FakeModel(BASE, {"a": 0.03, "d": 0.03})
+    kept: list[Trial] = []
+    whole = _run(first, SearchOptions(), remember=lambda trials: kept.__setitem__(slice(None), trials))
+    second = FakeModel(BASE, {"a": 0.03, "d": 0.03})
+    again = _run(second, SearchOptions(), known=tuple(kept))
+    assert second.asked == []
+    assert again.best == whole.best
