@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("edgekit.cli.quantize", "Insert INT8 QDQ into an ONNX model."),
     "verify": ("edgekit.cli.verify", "Check a bundle, or the parity of two models."),
     "evaluate": ("edgekit.cli.evaluate", "Measure accuracy on labelled images."),
+    "inspect": ("edgekit.cli.inspect", "Show what a model or checkpoint is made of."),
     "draw": ("edgekit.cli.draw", "Write images with the boxes or classes that a model finds."),
     "bench": ("edgekit.cli.bench", "Measure latency; gate on it; compare two models."),
     "profile": ("edgekit.cli.profile", "Show where time goes and what INT8 costs, per layer."),

@@ -61,6 +61,7 @@ def render(report: BundleReport) -> str:
         colors=_colors,
         line_width=_line_width,
         label_place=_label_place,
+        minus=svg.minus,
     )
     return render_page("bundle.html.j2", **values)
 
@@ -212,7 +213,7 @@ def figure_cells(line: AccuracyLine, both: bool) -> Markup:
     return Markup(
         cell(line.before, percent(line.before))
         + cell(line.after, percent(line.after))
-        + cell(change, "" if change is None else f"{change:+.2f}", tone)
+        + cell(change, "" if change is None else svg.minus(f"{change:+.2f}"), tone)
     )
 
 
@@ -249,8 +250,8 @@ def _label_place(box: BoxMark, sample: SampleImage) -> _Label:
     size = max(sample.width, sample.height) / 42
     text = f"{box.name} {box.score:.2f}"
     pad, height = size * 0.3, size * 1.4
-    # no font can be measured here; 0.58 em is the mean width of sans-serif letters and digits
-    width = 0.58 * size * len(text) + 2 * pad
+    # no font can be measured here: the text is told to be so wide (textLength)
+    width = 0.6 * size * len(text) + 2 * pad
     y = box.y1 - height if box.y1 >= height else box.y1
     x = max(0.0, min(box.x1, sample.width - width))
     return _Label(

@@ -65,12 +65,14 @@ class Scale:
         return [number * step for number in range(first, last + 1)]
 
 
-def tick_text(value: float, scale: Scale) -> str:
-    """A tick's label with as many digits as the axis needs."""
-    span = scale.high - scale.low
-    digits = max(0, 1 - math.floor(math.log10(span))) if span > 0 else 0
-    text = f"{value:.{min(digits, 6)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def tick_text(value: float) -> str:
+    """A tick's label: round numbers need no more digits than they have."""
+    return minus(f"{round(value, 10):g}")
+
+
+def minus(text: str) -> str:
+    """The text with real minus signs in place of hyphens."""
+    return text.replace("-", "−")
 
 
 def distribution(

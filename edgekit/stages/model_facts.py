@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # operator → (index of its weight, the float operator it stands for)
-_LAYERS = {
+LAYERS = {
     "Conv": (1, "Conv"),
     "ConvTranspose": (1, "ConvTranspose"),
     "Gemm": (1, "Gemm"),
@@ -59,9 +59,9 @@ def read(path: Path, input_shape: tuple[int, ...] | None = None) -> ModelFacts:
     weights = zeros = ternary = channels = 0
     structure: list[Any] = []
     for node in model.graph.node:
-        if node.op_type not in _LAYERS:
+        if node.op_type not in LAYERS:
             continue
-        place, kind = _LAYERS[node.op_type]
+        place, kind = LAYERS[node.op_type]
         weight = _weight(node, place, constants, producers)
         attributes = {item.name: item for item in node.attribute}
         groups = attributes["group"].i if "group" in attributes else 1
@@ -191,9 +191,9 @@ def _float_view(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     for number, node in enumerate(copy.graph.node):
         node.name = f"{number}"
-        if node.op_type not in _LAYERS or node.op_type == _LAYERS[node.op_type][1]:
+        if node.op_type not in LAYERS or node.op_type == LAYERS[node.op_type][1]:
             continue
-        place, kind = _LAYERS[node.op_type]
+        place, kind = LAYERS[node.op_type]
         first, second = node.input[0], node.input[place]
         del node.input[:]
         node.input.extend([first, second])

@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 from edgekit.cli import run
+from tests.disk import small_disk
 from tests.graphs import GraphMaker
 
 
@@ -237,3 +238,30 @@ def test_interrupted_in_the_middle_of_calibrate(
     assert not cached["calibrate"]
     assert run(["verify", "out"]) == 0
     assert not _leftovers(place)
+
+
+@pytest.mark.parametrize("full", ["cache", "output"])
+def test_a_full_disk(
+    place: Path, full: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(place / "small", 1 << 20) as disk:
+        filler = disk.folder / "filler"
+        if full == "cache":
+            monkeypatch.setenv("EDGEKIT_CACHE", str(disk.folder / "cache"))
+        out = disk.folder / "out" if full == "output" else place / "out"
+        if disk.mounted:
+            filler.write_bytes(b"\0" * ((1 << 20) - 12_000))
+        with disk.full():
+            capsys.readouterr()
+            code = run(["export", *GOOD, "-o", str(out)])
+        captured = capsys.readouterr()
+        if not disk.mounted and code == 0:
+            pytest.skip("needs a mount: the file-size limit is above what this export writes")
+        assert code == 11
+        assert "space" in captured.err.lower() and "Traceback" not in captured.err
+        assert not out.exists()
+        assert not _leftovers(place)
+        # with room again, the same command succeeds
+        filler.unlink(missing_ok=True)
+        assert run(["export", *GOOD, "-o", str(out)]) == 0
+        assert run(["verify", str(out)]) == 0

@@ -17,6 +17,7 @@ from edgekit.report.bundle_report import (
     StageLine,
     Tile,
 )
+from edgekit.report.svg import minus
 from edgekit.stages.contract import describe
 
 _FIGURES = (
@@ -166,7 +167,7 @@ def tiles(manifest: Manifest, sizes: tuple[tuple[str, float], ...]) -> tuple[Til
             Tile(
                 title="Model size",
                 value=f"{after:.2f} MB",
-                detail=f"FP32 {before:.2f} MB ({100 * (after / before - 1):+.0f} %)",
+                detail=minus(f"FP32 {before:.2f} MB ({100 * (after / before - 1):+.0f} %)"),
                 tone=GOOD if after < before else NEUTRAL,
             )
         )
@@ -186,7 +187,7 @@ def _accuracy_tile(line: AccuracyLine, images: int) -> Tile:
     return Tile(
         title=f"{line.name}, INT8",
         value=f"{100 * line.after:.1f} %",
-        detail=f"{points:+.2f} points from {100 * line.before:.1f} % on {images} images",
+        detail=minus(f"{points:+.2f} points from {100 * line.before:.1f} % on {images} images"),
         tone=tone,
     )
 
