@@ -27,6 +27,7 @@ _CARRIERS: dict[str, tuple[str, str]] = {
     "numpy": ("numpy", ""),
     "faster_coco_eval": ("faster-coco-eval", ""),
     "safetensors": ("safetensors", "torch"),
+    "jinja2": ("jinja2", ""),
 }
 
 

@@ -96,6 +96,8 @@ class Quantize:
     Add whose ranges differ by more than this factor do not share a scale. `min_channels`:
     convolutions with fewer input channels stay float. `reduce_range`: 7-bit weights; "auto" asks the
     CPU (`TargetProfile.reduces_range`). `bias`: "int32", scale = input scale * weight scale, or "float".
+    `winograd` (ncnn): 3x3 convolutions of stride 1 run by Winograd, whose sums hold 6-bit weights;
+    false gives them 8 bits and keeps Winograd off them.
     """
 
     weight_type: str = field(default="int8", metadata={"choices": ("int8", "uint8")})
@@ -104,6 +106,7 @@ class Quantize:
     per_channel: bool = True
     reduce_range: bool | str = field(default=False, metadata={"choices": ("auto", True, False)})
     bias: str = field(default="int32", metadata={"choices": ("int32", "float")})
+    winograd: bool = True
     operators: tuple[str, ...] = ("Conv",)
     follow: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()

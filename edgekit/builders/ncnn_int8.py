@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.builders.pnnx import NcnnModel
-from edgekit.errors import NotPossible
+from edgekit.errors import BadInput, NotPossible, nearest
 from edgekit.formats import ncnn_bin
 from edgekit.formats.ncnn_bin import Array
 from edgekit.formats.ncnn_param import NcnnGraph, NcnnLayer
+from edgekit.formats.ncnn_table import Table
 
 QUANTIZABLE = ("Convolution", "ConvolutionDepthWise", "InnerProduct")
 
@@ -39,10 +40,20 @@ _LIMITS = {8: 127, 7: 63, 6: 31}
 
 @dataclass(frozen=True, kw_only=True)
 class LayerScale:
-    """How one layer is quantized: the largest magnitude of its input, and the bits of its weights."""
+    """How one layer is quantized: the scale of its input, and the bits of its weights.
 
-    amax: float
+    `weight_scales`, one for each output channel or group, are taken as they are; None derives them
+    from the weights.
+    """
+
+    input_scale: float
     weight_bits: int = 8
+    weight_scales: tuple[float, ...] | None = None
+
+    @classmethod
+    def of_range(cls, amax: float, weight_bits: int) -> LayerScale:
+        """For an input whose largest magnitude is `amax`."""
+        return cls(input_scale=float(input_scale(amax)), weight_bits=weight_bits)
 
 
 Plan = Mapping[int, LayerScale]
@@ -129,23 +140,56 @@ def _quantized(
     layer: NcnnLayer, arrays: Mapping[str, Array], scale: LayerScale, output_scale: float | None
 ) -> tuple[NcnnLayer, dict[str, Array]]:
     weight = arrays["weight"]
-    scales = weight_scales(layer, weight, scale.weight_bits)
-    values = weight.floats().reshape(groups_of(layer), -1)
+    if scale.weight_scales is None:
+        scales = weight_scales(layer, weight, scale.weight_bits)
+    else:
+        scales = np.array(scale.weight_scales, np.float32)
+    levels = rounded(weight.floats().reshape(groups_of(layer), -1), scales[:, None])
     result = {
-        "weight": ncnn_bin.stored(rounded(values, scales[:, None]), ncnn_bin.INT8),
+        "weight": ncnn_bin.stored(levels, ncnn_bin.INT8),
         **({"bias": arrays["bias"]} if "bias" in arrays else {}),
         "weight_scales": ncnn_bin.plain(scales),
-        "input_scale": ncnn_bin.plain([input_scale(scale.amax)]),
+        "input_scale": ncnn_bin.plain([scale.input_scale]),
     }
     term = 1 if layer.type == "ConvolutionDepthWise" else 2
     if output_scale is not None:
         term += 100
         result["output_scale"] = ncnn_bin.plain([output_scale])
     changes: dict[int, int | float | str | None] = {8: term}
-    if uses_winograd(layer) and scale.weight_bits > 6:
-        # its sums of 32 bits overflow with more than 6
+    if uses_winograd(layer) and int(np.abs(levels).max(initial=0)) > _LIMITS[6]:
+        # its sums of 32 bits overflow with more than 6 bits
         changes[_MASK] = layer.integer(_MASK) | _NO_WINOGRAD
     return layer.with_params(changes), result
+
+
+def plan_of_table(model: NcnnModel, table: Table) -> dict[int, LayerScale]:
+    """The plan of a calibration table: its layers in INT8 with its scales, all others float.
+
+    Raises BadInput for a layer that the model does not have, or that needs another number of scales.
+    """
+    by_name: dict[str, int] = {}
+    for place in quantizable(model):
+        by_name.setdefault(model.graph.layers[place].name, place)
+    plan: dict[int, LayerScale] = {}
+    for name in table.layers:
+        if name not in by_name:
+            raise BadInput(
+                f"The table names the layer '{name}', which the model does not have in float.",
+                hint="Use the table of this very .param: "
+                + nearest(name, list(by_name)),
+            )
+        place = by_name[name]
+        needed = groups_of(model.graph.layers[place])
+        if len(table.weights[name]) != needed:
+            raise BadInput(
+                f"The table has {len(table.weights[name])} weight scales for layer '{name}', which "
+                f"needs {needed}.",
+                hint="It was made for another model.",
+            )
+        plan[place] = LayerScale(
+            input_scale=table.activations[name] or 1.0, weight_scales=table.weights[name]
+        )
+    return plan
 
 
 def requantized(graph: NcnnGraph, plan: Plan) -> dict[int, float]:
@@ -177,7 +221,7 @@ def requantized(graph: NcnnGraph, plan: Plan) -> dict[int, float]:
         takers = behind(layer.outputs[0])
         if any(t not in plan or graph.layers[t].type not in _CHAINED for t in takers):
             continue
-        wanted = {float(input_scale(plan[taker].amax)) for taker in takers}
+        wanted = {plan[taker].input_scale for taker in takers}
         if len(wanted) == 1:
             scales[place] = wanted.pop()
     return scales

@@ -91,10 +91,10 @@ class _Maker:
 
 
 def strided_slices(model: Any) -> int:
-    """Slice with steps along height and width: a Slice without, then MaxPool 1x1 with these strides.
+    """Slice with steps: along height and width a Slice without, then MaxPool 1x1 with these strides.
 
-    A pool of one element is that element, so nothing is rounded. Steps of other axes and negative
-    ones stay.
+    A pool of one element is that element, so nothing is rounded. Along other axes, and backwards, a
+    Slice for each index, joined.
     """
     done = 0
     for node in list(model.graph):
@@ -103,36 +103,47 @@ def strided_slices(model: Any) -> int:
     return done
 
 
-def _unstride(model: Any, node: Any) -> bool:
-    data = node.inputs[0]
-    shape = _shape(data)
-    if shape is None or len(shape) != 4:
-        return False
+def _slices(node: Any, shape: tuple[int, ...]) -> list[tuple[int, range]] | None:
+    """(axis, the indices taken along it) of a Slice with constant parameters; None for others."""
     starts, ends = (_constant(value) for value in node.inputs[1:3])
     if starts is None or ends is None:
-        return False
+        return None
     given = list(node.inputs[3:]) + [None] * (5 - len(node.inputs))
     axes = list(range(len(starts))) if given[0] is None else _constant(given[0])
     steps = [1] * len(starts) if given[1] is None else _constant(given[1])
-    if axes is None or steps is None or all(step == 1 for step in steps):
+    if axes is None or steps is None:
+        return None
+    taken = []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis %= len(shape)
+        taken.append((axis, range(*slice(start, end, step).indices(shape[axis]))))
+    return taken
+
+
+def _unstride(model: Any, node: Any) -> bool:
+    shape = _shape(node.inputs[0])
+    taken = None if shape is None else _slices(node, shape)
+    if shape is None or taken is None or all(indices.step == 1 for _, indices in taken):
         return False
-    axes = [axis % 4 for axis in axes]
-    if any(
-        step < 1 or (step > 1 and axis < 2) for axis, step in zip(axes, steps, strict=True)
-    ):
+    pooled = {
+        axis: indices.step
+        for axis, indices in taken
+        if len(shape) == 4 and axis >= 2 and indices.step > 1
+    }
+    single = [item for item in taken if item[1].step != 1 and item[0] not in pooled]
+    if any(axis == 0 or not 0 < len(indices) <= _MOST_PIECES for axis, indices in single):
         return False
     maker = _Maker(model, node)
-    value = data
-    strides = {2: 1, 3: 1}
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        low, high, _ = slice(start, end).indices(shape[axis])
-        if (low, high) != (0, shape[axis]):
-            value = maker.slice(value, low, high, axis)
-        if step > 1:
-            strides[axis] = step
-    value = maker.node(
-        "MaxPool", [value], kernel_shape=[1, 1], strides=[strides[2], strides[3]], pads=[0] * 4
-    )
+    value = node.inputs[0]
+    for axis, indices in taken:
+        if (axis, indices) in single:
+            parts = [maker.slice(value, index, index + 1, axis) for index in indices]
+            value = parts[0] if len(parts) == 1 else maker.node("Concat", parts, axis=axis)
+        elif indices.start != 0 or indices.stop != shape[axis]:
+            value = maker.slice(value, indices.start, indices.stop, axis)
+    if pooled:
+        strides = [pooled.get(2, 1), pooled.get(3, 1)]
+        value = maker.node("MaxPool", [value], kernel_shape=[1, 1], strides=strides, pads=[0] * 4)
     maker.replace_by(value)
     return True
 
@@ -303,12 +314,12 @@ def _explicit_split(model: Any, node: Any) -> None:
         node.replace_input_with(1, _Maker(model, node).constant(known))
 
 
-REWRITES: tuple[Rewrite, ...] = (
-    lower_opset,
-    reduce_sums,
-    space_to_depth,
-    strided_slices,
-    gathers,
-    tiles,
+REWRITES: tuple[tuple[str, Rewrite], ...] = (
+    ("Reduce with opset 17", lower_opset),
+    ("ReduceSum as ReduceMean", reduce_sums),
+    ("SpaceToDepth as Slice", space_to_depth),
+    ("Slice with steps as MaxPool", strided_slices),
+    ("Gather as Slice", gathers),
+    ("Tile as Concat", tiles),
 )
-"""The rewrites of what is known to fail, in the order in which they apply."""
+"""The rewrites of what is known to fail, in the order in which they apply, and what they do."""

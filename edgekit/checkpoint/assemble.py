@@ -25,9 +25,13 @@ def fill(
     shapes are smaller than the architecture's are shrunk, which a forward pass must survive.
     Raises BadInput: another architecture (keys and shapes named), types that are no weights, NaN.
     """
+    from edgekit.checkpoint import qat
+
     expected = module.state_dict()
     state, notes = _strip(dict(tensors), set(expected))
     state, folded = fold.to_float(state, path)
+    qat.adopt_shapes(module, state)
+    expected = module.state_dict()
     state, more = _match(state, expected, module, path)
     notes += (*folded, *more)
     notes += _check_values(state, module, path)

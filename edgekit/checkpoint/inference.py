@@ -31,6 +31,8 @@ def ready(module: Any, path: Path) -> Ready:
     """
     import torch
 
+    from edgekit.checkpoint import qat
+
     if not isinstance(module, torch.nn.Module):
         raise BadInput(f"{path} holds a {type(module).__name__}, not a module.")
     notes = widen(module, path)
@@ -38,7 +40,9 @@ def ready(module: Any, path: Path) -> Ready:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     check_finite(module.named_parameters(), module.named_buffers(), path)
-    return Ready(module=module, parameters=count_parameters(module), notes=notes)
+    parameters = count_parameters(module)
+    module, frozen = qat.freeze(module, path)
+    return Ready(module=module, parameters=parameters, notes=(*notes, *frozen))
 
 
 def count_parameters(module: Any) -> int:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simplify": ("edgekit.cli.simplify", "Simplify an ONNX model, accepted only after parity."),
     "calibrate": ("edgekit.cli.calibrate", "Collect activation statistics of an ONNX model."),
     "quantize": ("edgekit.cli.quantize", "Insert INT8 QDQ into an ONNX model."),
+    "debug": ("edgekit.cli.debug", "Rank layers by what INT8 costs, with the reason and a remedy."),
     "verify": ("edgekit.cli.verify", "Check a bundle, or the parity of two models."),
     "evaluate": ("edgekit.cli.evaluate", "Measure accuracy on labelled images."),
     "inspect": ("edgekit.cli.inspect", "Show what a model or checkpoint is made of."),

@@ -113,8 +113,9 @@ def command(
                 hint="edgekit calibrate MODEL --images DIR --out calibration.npz",
             )
         subject, contract = _subject(model, overrides, imgsz, warnings)
-        tensors = None if all_tensors else _observed(subject, target)
-        options = dataclasses.replace(options, tensors=tensors)
+        if not all_tensors:
+            tensors, channels = _observed(subject, target)
+            options = dataclasses.replace(options, tensors=tensors, channels=channels)
         with progress(quiet=as_json) as bar:
             calibration = _collected(subject, images, contract, out, options, bar, as_json)
     _report(calibration, method, options, warnings, as_json)
@@ -200,18 +201,24 @@ def _size(imgsz: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def _observed(model: OnnxModel, target: str | None) -> tuple[str, ...]:
-    """Tensors that the target, or any INT8 target there is, may quantize."""
+def _observed(model: OnnxModel, target: str | None) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Tensors that the target, or any INT8 target there is, may quantize.
+
+    With them the channel axis of those whose channel means bias correction needs.
+    """
     import onnx_ir as ir
 
+    from edgekit.quantization.bias_correction import input_channels
     from edgekit.quantization.placement import observed
-    from edgekit.stages.quantize import observed_tensors, rules_of
+    from edgekit.stages.quantize import observed_channels, observed_tensors, rules_of
     from edgekit.target import list_targets, load_target
 
     if target is not None:
-        return observed_tensors(model, load_target(target))
+        profile = load_target(target)
+        return observed_tensors(model, profile), observed_channels(model, profile)
     graph = ir.load(str(model.path))
     names: dict[str, None] = {}
+    channels: dict[str, int] = {}
     seen = []
     for name in list_targets():
         profile = load_target(name)
@@ -221,12 +228,13 @@ def _observed(model: OnnxModel, target: str | None) -> tuple[str, ...]:
         if rules not in seen:
             seen.append(rules)
             names.update(dict.fromkeys(observed(graph, rules)))
+            channels = {**input_channels(graph, rules), **channels}
     if not names:
         raise BadInput(
             f"{model.path} has nothing that a target computes in INT8.",
             hint="--all-tensors observes every float tensor.",
         )
-    return tuple(names)
+    return tuple(names), channels
 
 
 def _collected(
@@ -249,7 +257,9 @@ def _collected(
     with StageCache(note=note) as cache, FileHashes(cache.folder / "hashes.json") as hashes:
         options = dataclasses.replace(options, hash_file=hashes.sha256)
         found, _ = calibrate.fingerprints(source, hashes.sha256, bar)
-        fields = calibrate.content_key(model, list(found), contract, options.tensors).fields
+        fields = calibrate.content_key(
+            model, list(found), contract, options.tensors, options.channels
+        ).fields
         key = cache.key("calibration", fields)
         cached = _from_cache(cache, key, out, options)
         if cached is not None:

@@ -95,7 +95,19 @@ Examples:
     help="Batch sizes to time; latencies are shown for the first.",
 )
 @click.option("--head", help="How outputs are decoded: yolov5, yolov8, yolo26, yolox, logits.")
-@click.option("--method", default="minmax", show_default=True, help="Calibration method.")
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    help="Calibration for an INT8 target: auto (as `edgekit export`), or a method's name.",
+)
+@click.option(
+    "--search-seconds",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Longest search of ranges and float layers, for each model.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Runtime threads. [default: target's]")
 @click.option(
     "--runs", type=click.IntRange(min=1), help="Timed runs of each model. [default: 100 or more]"
@@ -151,6 +163,7 @@ def command(
         overrides=overrides,
         head=arguments["head"],
         method=arguments["method"],
+        search_seconds=arguments["search_seconds"],
         fresh=arguments["fresh"],
     )
     with progress(quiet=as_json) as bar:
@@ -172,10 +185,16 @@ def _write(comparison: Comparison, preset: str, form: str, out: Path | None) -> 
         emit(answer(comparison, preset))
         return
     if form == "table" and out is None:
-        screen = console()
-        screen.print(for_terminal(table))
+        from rich.measure import Measurement
+
+        screen, shown = console(), for_terminal(table)
+        if not screen.is_terminal:
+            # nothing needs folding in a file or a pipe
+            wide = Measurement.get(screen, screen.options.update(max_width=2000), shown)
+            screen.width = max(screen.width, wide.maximum)
+        screen.print(shown)
         for line in table.notes:
-            screen.print(line, style="dim", markup=False)
+            screen.print(line, style="dim", markup=False, soft_wrap=True)
         return
     if form == "json":
         import json

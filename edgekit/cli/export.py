@@ -15,6 +15,7 @@ from edgekit.errors import UsageError
 if TYPE_CHECKING:
     from edgekit.pipeline import ExportRequest, ExportResult
     from edgekit.project import Project
+    from edgekit.types import Progress
 
 EPILOG = """\b
 Examples:
@@ -46,6 +47,9 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
 @click.option("--imgsz", help="Input size: N or HxW.")
 @click.option("--input-shape", help="Input shape, e.g. 1,3,320,320.")
 @click.option("--dynamic", is_flag=True, help="Leave the batch axis free.")
+@click.option(
+    "--dequantize", is_flag=True, help="Turn a dynamically quantized ONNX model into float first."
+)
 @click.option("--head", help="How outputs are decoded: yolov5, yolov8, yolo26, yolox, logits.")
 @click.option(
     "--method",
@@ -82,6 +86,9 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
     show_default=True,
     help="Processes that collect statistics.",
 )
+@click.option(
+    "--report", is_flag=True, help="Write an HTML page on the bundle beside it (OUT.html)."
+)
 @click.option("--fresh", is_flag=True, help="Do every stage again although the cache knows it.")
 @checkpoint_options
 @preprocess_options
@@ -99,12 +106,25 @@ def command(checkpoint: Path | None, as_json: bool, **arguments: Any) -> None:
     request = _request(checkpoint, load_project(Path.cwd()), arguments)
     with progress(quiet=as_json) as bar:
         result, missed = export(request, bar, note)
+        page = _report(result.bundle, bar) if arguments["report"] and missed is None else None
     if as_json and missed is None:
-        emit(_answer(result))
+        emit({**_answer(result), "report": page})
     elif not as_json:
         _show(result)
+        if page is not None:
+            console().print(f"Report: {page}", soft_wrap=True)
     if missed is not None:
         raise missed
+
+
+def _report(bundle: Path, progress: Progress) -> Path:
+    """Write the bundle's page beside it."""
+    from edgekit.cli.report import default_page
+    from edgekit.pipeline import report
+
+    page = default_page(bundle)
+    report.write(bundle, page, progress=progress)
+    return page
 
 
 def _request(
@@ -161,6 +181,7 @@ def _request(
         method=chosen("method", "auto"),
         search_seconds=arguments["search_seconds"],
         keep_float=arguments["keep_float"],
+        dequantize=arguments["dequantize"],
         dynamic_batch=arguments["dynamic"] or bool(section and section.dynamic),
         max_bad_share=arguments["max_bad_images"],
         workers=arguments["workers"],

@@ -61,6 +61,9 @@ def command(
         load = dataclasses.replace(load, input_shape=(1, 3, *size))
     found = inspect.run(describe(model, load), size)
     if baseline is not None:
+        if size is None and len(found.input_shape) == 4:  # MACs are compared at one size
+            size = (found.input_shape[2], found.input_shape[3])
+            load = dataclasses.replace(load, input_shape=found.input_shape)
         found = inspect.against(found, inspect.run(describe(baseline, load), size))
     if csv_file is not None:
         inspect_table.write_csv(found, csv_file)

@@ -29,6 +29,8 @@ Example:
               help="minmax, entropy, percentile or mse; no image is run again.")
 @click.option("--per-channel/--per-tensor", default=None, help="Weight scales; default: the profile's.")
 @click.option("--weight-bits", type=click.Choice(["4", "6", "7", "8"]), help="Default: the profile's.")
+@click.option("--bias-correction", is_flag=True,
+              help="Take what rounding the weights adds to the mean outputs off the biases.")
 @click.option("--keep-float", multiple=True, metavar="NODE", help="A node that stays float (repeatable).")
 @preprocess_options
 @json_option
@@ -41,6 +43,7 @@ def command(
     method: str,
     per_channel: bool | None,
     weight_bits: str | None,
+    bias_correction: bool,
     keep_float: tuple[str, ...],
     as_json: bool,
     **arguments: Any,
@@ -67,6 +70,7 @@ def command(
         keep_float=keep_float,
         per_channel=per_channel,
         weight_bits=int(weight_bits) if weight_bits else None,
+        bias_correction=bias_correction,
     )
     with progress(quiet=as_json) as bar:
         bar(0, 0, "quantize")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekit.cli.console import console, emit, json_option, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
 
+if TYPE_CHECKING:
+    from edgekit.types import StageOutput
+
 EPILOG = """\b
 Example:
   edgekit simplify model.onnx --out model.simple.onnx --images photos/
+  edgekit simplify dynamic-int8.onnx --dequantize --out float.onnx --images photos/
 """
 
 
@@ -22,6 +26,8 @@ Example:
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="[default: MODEL.simple.onnx]")
 @click.option("--images", type=click.Path(path_type=Path), help="Images for the parity check.")
 @click.option("--prepare", "also_prepare", is_flag=True, help="Fold BatchNorm and lift constants too.")
+@click.option("--dequantize", "to_float", is_flag=True,
+              help="Turn a dynamically quantized model into float first.")
 @click.option("--time-limit", type=float, default=300.0, show_default=True, help="Seconds per tool.")
 @preprocess_options
 @json_option
@@ -30,6 +36,7 @@ def command(
     out: Path | None,
     images: Path | None,
     also_prepare: bool,
+    to_float: bool,
     time_limit: float,
     as_json: bool,
     **arguments: Any,
@@ -41,7 +48,7 @@ def command(
     """
     from edgekit import onnx_file
     from edgekit.pipeline.single import open_for_parity
-    from edgekit.stages import prepare, simplify
+    from edgekit.stages import dequantize, prepare, simplify
 
     target = out or model.with_suffix(".simple.onnx")
     subject = open_for_parity(model, images, contract_overrides(arguments))
@@ -50,7 +57,13 @@ def command(
     with progress(quiet=as_json) as bar:
         bar(0, 0, "simplify")
         options = simplify.SimplifyOptions(time_limit_s=time_limit)
-        done = simplify.run(subject.model, subject.feeds, target, options)
+        source, notes = subject.model, ()
+        if to_float:
+            # the float model takes the place of the input; what it is compared with was the input
+            turned = dequantize.run(source, subject.feeds, target)
+            source, notes = turned.model, _turned(turned)
+        done = simplify.run(source, subject.feeds, target, options)
+        done = dataclasses.replace(done, notes=notes + done.notes)
         if also_prepare:
             bar(0, 0, "prepare")
             prepared = prepare.run(done.model, subject.feeds, target)
@@ -73,3 +86,11 @@ def command(
         + (f"; max_rel_error {parity.max_rel_error:.1e}" if parity else ""),
         soft_wrap=True,
     )
+
+
+def _turned(done: StageOutput) -> tuple[str, ...]:
+    """What was dequantized, and how far the float model is from the quantized one."""
+    parity = done.parity
+    if parity is None:
+        return done.notes
+    return (*done.notes, f"cosine {parity.cosine:.6f}, {parity.sqnr_db:.1f} dB to the INT8 model")

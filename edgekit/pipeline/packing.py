@@ -198,6 +198,7 @@ def _quantize_options(made: Made, request: ExportRequest) -> dict[str, Any]:
     return {
         "method": _method(made, request.method),
         "behind_activations": bool(choice and choice.behind),
+        "bias_correction": bool(choice and choice.bias_correction),
         "keep_float": list(keep),
     }
 

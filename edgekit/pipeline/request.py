@@ -36,6 +36,7 @@ class ExportRequest:
     search_seconds: float = 120.0
     keep_float: tuple[str, ...] = ()
     dynamic_batch: bool = False
+    dequantize: bool = False
     max_bad_share: float = 0.1
     workers: int = 1
     golden: int = 2

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 VERSIONS = {
     "export": 1,
     "simplify": 1,
-    "prepare": 1,
-    "calibrate": 1,
-    "quantize": 2,
+    "prepare": 2,
+    "calibrate": 2,
+    "quantize": 3,
     "build": 1,
     "evaluate": 1,
     "measure": 1,
@@ -95,6 +95,7 @@ class Steps:
             head=request.head,
             opset=self.profile.build.opset,
             dynamic_batch=request.dynamic_batch,
+            dequantize=request.dequantize,
             images=self.images.parity_key,
         )
         outcome = self.runner.run("export", fields, Exported, self._export)
@@ -118,7 +119,9 @@ class Steps:
         resolved = contract.resolve(loaded, request.overrides, request.size)
         feeds = self.images.feeds(resolved.contract)
         options = export.ExportOptions(
-            opset=self.profile.build.opset, dynamic_batch=request.dynamic_batch
+            opset=self.profile.build.opset,
+            dynamic_batch=request.dynamic_batch,
+            dequantize=request.dequantize,
         )
         done = export.run(loaded, resolved.contract, feeds, folder / "model.onnx", options)
         notes = loaded.notes + done.notes
@@ -224,11 +227,12 @@ class Steps:
 
         def work(folder: Path) -> Calibration:
             from edgekit.stages import calibrate
-            from edgekit.stages.quantize import observed_tensors
+            from edgekit.stages.quantize import observed_channels, observed_tensors
 
             options = calibrate.CalibrateOptions(
                 method=_first_method(request.method),
                 tensors=observed_tensors(prepared.value.model, self.profile),
+                channels=observed_channels(prepared.value.model, self.profile),
                 symmetric=_symmetric(self.profile),
                 workers=request.workers,
                 threads=cpu.available_cores(),
@@ -349,7 +353,9 @@ class Steps:
             self.runner.progress,
         )
         keep = (*options.keep_float, *result.best.choice.keep_float)
-        chosen = dataclasses.replace(options, keep_float=keep)
+        chosen = dataclasses.replace(
+            options, keep_float=keep, bias_correction=result.best.choice.bias_correction
+        )
         return subject.calibration_of(result.best.choice), chosen, result
 
     # --- what the runtime loads, and what it is worth ----------------------------------------
@@ -478,6 +484,8 @@ def _first_method(method: str) -> str:
 def _search_notes(result: SearchResult) -> tuple[str, ...]:
     choice = result.best.choice
     text = choice.method + (" behind activations" if choice.behind else "")
+    if choice.bias_correction:
+        text += ", biases corrected"
     if choice.keep_float:
         text += f", {len(choice.keep_float)} layers left float"
     text += (

@@ -13,10 +13,12 @@ makes is quantized behind the activation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekit.quantization import existing
 from edgekit.quantization.macs import graph_macs, static_shape
 from edgekit.types import Range
 
@@ -41,9 +43,6 @@ SAME_SCALE = frozenset(
 MIXED_RANGES = frozenset({"Concat", "Add"})
 """Operators that join tensors: one scale for inputs of very different range loses the small one."""
 
-# Convs below this share of the MACs are looked through when the last layers are sought: a DFL's
-# 16-to-1 convolution, for one, is arithmetic, not a layer
-_NEGLIGIBLE = 0.005
 # The last layers stay float only as long as they are a small part of the work
 _HEAD_SHARE = 0.12
 
@@ -118,7 +117,7 @@ def channel_axis(node: Any) -> int | None:
 def _can_compute(node: Any, rules: Rules) -> str:
     """Why a compute node cannot be INT8, "" when it can."""
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if not is_constant(weight):
+    if not is_constant(weight) and existing.weight_of(weight) is None:
         return "its weight is not a constant"
     if not _is_float(node.inputs[0]) or not _is_float(weight):
         return "it does not compute in float32"
@@ -130,7 +129,8 @@ def _can_compute(node: Any, rules: Rules) -> str:
             return "its alpha or beta is not 1"
         if _attribute(node, "transA", 0):
             return "its input is transposed"
-    if len(node.inputs) > 2 and node.inputs[2] is not None and not is_constant(node.inputs[2]):
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not is_constant(bias) and existing.weight_of(bias) is None:
         return "its bias is not a constant"
     if node.op_type in rules.keep_float:
         return f"the profile keeps {node.op_type} float"
@@ -159,6 +159,17 @@ def fused_output(node: Any, rules: Rules) -> Any:
     return value
 
 
+def results(node: Any, rules: Rules) -> list[Any]:
+    """The values that carry a node's results to the outside.
+
+    Where the runtime fuses an activation (behind compute nodes and Add) the value in front of it
+    gets no scale of its own: a QuantizeLinear there would only round twice.
+    """
+    if node.op_type == "Add" or node.op_type in rules.operators:
+        return [fused_output(node, rules)]
+    return list(node.outputs)
+
+
 def _clips_to_zero_or_range(node: Any) -> bool:
     """Whether the activation is a clip with constant bounds that an integer range can express."""
     if node.op_type == "Relu":
@@ -175,14 +186,15 @@ def head_nodes(graph: Any, macs: Mapping[str, int], rules: Rules) -> dict[str, s
     """
     total = sum(macs.values()) or 1
     compute = [node for node in graph if node.op_type in rules.operators]
-    real = {node for node in compute if macs.get(node.name, 0) >= _NEGLIGIBLE * total}
+    real = {node for node in compute if not _is_weighted_sum(node)}
     reaches: dict[Any, bool] = {}
 
     for node in reversed(list(graph)):
         behind = False
         for output in node.outputs:
             for use in output.uses():
-                behind = behind or use.node in real or reaches.get(use.node, False)
+                behind = behind or use.node in real or _is_classifier(use.node)
+                behind = behind or reaches.get(use.node, False)
         reaches[node] = behind
     found = {
         node.name: "a last layer of the head"
@@ -191,6 +203,19 @@ def head_nodes(graph: Any, macs: Mapping[str, int], rules: Rules) -> dict[str, s
     }
     share = sum(macs.get(name, 0) for name in found) / total
     return found if share <= _HEAD_SHARE else {}
+
+
+def _is_classifier(node: Any) -> bool:
+    """Whether the node is a fully connected layer: what lies before one is no head, however small it is."""
+    if node.op_type not in ("Gemm", "MatMul") or len(node.inputs) < 2:
+        return False
+    return is_constant(node.inputs[1]) or existing.weight_of(node.inputs[1]) is not None
+
+
+def _is_weighted_sum(node: Any) -> bool:
+    """A 1x1 convolution to one channel (a DFL's, say): arithmetic, not a layer."""
+    shape = static_shape(node.inputs[1]) if len(node.inputs) > 1 else None
+    return node.op_type == "Conv" and shape is not None and math.prod(shape) == shape[1]
 
 
 def _data_inputs(node: Any) -> list[Any]:
@@ -222,6 +247,9 @@ def compute_nodes(
     for node in graph:
         if node.op_type not in rules.operators:
             continue
+        if existing.is_quantized(node):
+            chosen.append(node)  # whoever trained it so has decided
+            continue
         reason = _can_compute(node, rules) or head.get(node.name, "")
         if not reason and not first_seen and "first" in rules.keep_float:
             reason = "the profile keeps the first layer float"
@@ -244,6 +272,16 @@ def _range_source(value: Any) -> Any:
             break
         producer = value.producer()
     return value
+
+
+def _has_range(value: Any, ranges: Mapping[str, Range]) -> bool:
+    """Whether it is known what `value` is quantized with: by calibration, or by the graph itself."""
+    source = _range_source(value)
+    return (
+        existing.is_settled(value)
+        or source.name in ranges
+        or existing.fixed_params(source) is not None
+    )
 
 
 def _has_compute_behind(graph: Any, rules: Rules) -> dict[Any, bool]:
@@ -270,7 +308,7 @@ def observed(model: Any, rules: Rules) -> tuple[str, ...]:
     def add(value: Any) -> None:
         if value is not None and not is_constant(value) and _is_float(value):
             source = _range_source(value)
-            if source.name:
+            if source.name and not existing.is_settled(value) and not existing.is_settled(source):
                 names.setdefault(source.name)
 
     for node in graph:
@@ -280,10 +318,8 @@ def observed(model: Any, rules: Rules) -> tuple[str, ...]:
         elif node.op_type in rules.follow and behind[node]:
             for value in _data_inputs(node):
                 add(value)
-            for value in node.outputs:
+            for value in results(node, rules):
                 add(value)
-                if value.uses():
-                    add(fused_output(node, rules))
     return tuple(names)
 
 
@@ -299,7 +335,7 @@ def place(
     compute = []
     for node in chosen:
         source, result = node.inputs[0], fused_output(node, rules)
-        missing = [v.name for v in (source, result) if _range_source(v).name not in ranges]
+        missing = [v.name for v in (source, result) if not _has_range(v, ranges)]
         if missing:
             floats[node.name] = f"no calibrated range for '{missing[0]}'"
             continue
@@ -311,9 +347,9 @@ def place(
     tensors = wanted | produced
     for node in carry:
         tensors.update(_data_inputs(node))
-        tensors.add(fused_output(node, rules))
-        if shares_scale(node):
-            tensors.update(node.outputs)
+        tensors.update(results(node, rules))
+    # what has a scale keeps it, and gets no second one
+    tensors = {value for value in tensors if not existing.is_settled(value)}
     return Placement(
         compute=tuple(node.name for node in compute),
         carry=tuple(node.name for node in carry),
@@ -333,6 +369,9 @@ def _carried(
 ) -> list[Any]:
     """Follow nodes that carry integers: all inputs quantized, and integers wanted behind them."""
     have = wanted | produced
+    have.update(
+        value for node in graph for value in node.outputs if existing.fixed_params(value) is not None
+    )
     tentative: list[Any] = []
     for node in graph:
         if node.op_type not in rules.follow or node.name in keep:
@@ -344,22 +383,34 @@ def _carried(
             continue
         if node.op_type in ("Add", "Mul", "Sub") and len(inputs) != 2:
             continue
-        if any(_range_source(output).name not in ranges for output in node.outputs):
+        made = results(node, rules)
+        if not all(existing.is_settled(v) or _has_range(v, ranges) for v in made):
             continue
-        if node.op_type in MIXED_RANGES and _ratio(inputs, ranges) > rules.max_range_ratio:
+        if (
+            node.op_type in MIXED_RANGES
+            and _ratio(inputs, ranges) > rules.max_range_ratio
+            and any(_read_as_float(value, rules) for value in made)
+        ):
             continue
         tentative.append(node)
-        have.add(fused_output(node, rules))
-        have.update(node.outputs)
+        have.update(made)
 
     kept: list[Any] = []
     demanded = set(wanted)
     for node in reversed(tentative):
-        outputs = {fused_output(node, rules), *node.outputs}
-        if outputs & demanded:
+        if demanded.intersection(results(node, rules)):
             kept.append(node)
             demanded.update(_data_inputs(node))
     return kept[::-1]
+
+
+def _read_as_float(value: Any, rules: Rules) -> bool:
+    """Whether somebody reads `value` who never takes integers, or it is an output of the graph.
+
+    Where only integer operators read a join, its one scale is what they are fed with in any case.
+    """
+    integer = (*rules.operators, *rules.follow)
+    return value.is_graph_output() or any(use.node.op_type not in integer for use in value.uses())
 
 
 def _ratio(values: list[Any], ranges: Mapping[str, Range]) -> float:
@@ -380,4 +431,9 @@ def _scale_owners(graph: Any, tensors: set[Any], ranges: Mapping[str, Range]) ->
     for node in graph:
         for output in node.outputs:
             order[output.name] = None
-    return {name: owners[name] for name in order if name in owners and owners[name] in ranges}
+    fixed = existing.fixed_tensors(graph)
+    return {
+        name: owners[name]
+        for name in order
+        if name in owners and (owners[name] in ranges or owners[name] in fixed)
+    }

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.quantization import existing
+from edgekit.quantization.bias_correction import bias_of_matmul, can_correct, mean_shift
 from edgekit.quantization.placement import Placement, channel_axis, is_constant
 from edgekit.quantization.scheme import (
     Scheme,
     activation_params,
     choose_weight_scale,
+    dequantize_weight,
     quantize_bias,
     quantize_weight,
     widen_for_bias,
@@ -23,16 +26,24 @@ if TYPE_CHECKING:
 
 
 def insert(
-    model: Any, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme
+    model: Any,
+    placement: Placement,
+    ranges: Mapping[str, Range],
+    scheme: Scheme,
+    means: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> dict[str, QuantParams]:
     """Put QDQ into `model` (onnx_ir.Model, changed in place); return the parameters by tensor name.
 
     Each placed tensor gets one QuantizeLinear and one DequantizeLinear behind its producer. What an
     INT8 node made is read by everybody through them (a runtime fuses the convolution with the
     QuantizeLinear only when that is its sole reader); what a float node made is read by float nodes
-    as it is. Weights and biases get a DequantizeLinear of their own.
+    as it is. Weights and biases get a DequantizeLinear of their own. `means`, float64 [C_in] by
+    tensor, corrects the biases of the layers that read these tensors (`bias_correction`).
+    Quantization that the graph has already stays as it is (`existing`); its layers only get an
+    integer bias.
     """
-    inserter = _Inserter(model, scheme)
+    fixed = existing.fixed_tensors(model.graph)
+    inserter = _Inserter(model, scheme, means or {})
     integer = set(placement.compute) | set(placement.carry)
     params: dict[str, QuantParams] = {}
     values = {value.name: value for value in model.graph.inputs}
@@ -40,13 +51,17 @@ def insert(
         for output in node.outputs:
             values[output.name] = output
     for name, owner in placement.tensors.items():
-        params[name] = activation_params(ranges[owner], scheme)
+        params[name] = fixed.get(owner) or activation_params(ranges[owner], scheme)
         inserter.activation(values[name], params[name], integer)
     compute = set(placement.compute)
     for node in list(model.graph):
         if node.name in compute:
-            source = node.inputs[0].meta.get("edgekit.quantized", "")
-            inserter.weights(node, params[source])
+            source = node.inputs[0].meta.get("edgekit.quantized") or node.inputs[0].name
+            read = params[source] if source in params else fixed[source]
+            if existing.weight_of(node.inputs[1]) is not None:
+                inserter.bias(node, read)
+            else:
+                inserter.weights(node, source, read)
     # float weights and biases that only integers replace now would be dead bytes in the file
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -57,9 +72,18 @@ def insert(
 class _Inserter:
     """Makes the nodes and constants, sharing what is equal."""
 
-    def __init__(self, model: Any, scheme: Scheme) -> None:
+    def __init__(
+        self, model: Any, scheme: Scheme, means: Mapping[str, NDArray[np.float64]]
+    ) -> None:
         self.graph = model.graph
         self.scheme = scheme
+        self.means = means
+        # found before QDQ comes between a MatMul and its Add
+        self._adds = {
+            node.name: bias_of_matmul(node)
+            for node in model.graph
+            if means and node.op_type == "MatMul"
+        }
         self._weights: dict[tuple[Any, ...], Any] = {}
 
     def constant(self, name: str, array: NDArray[Any]) -> Any:
@@ -123,8 +147,11 @@ class _Inserter:
         value.name = f"{name}.float"
         dequantized.name = name
 
-    def weights(self, node: Any, source: QuantParams) -> None:
-        """Quantize the node's weight and, where the scheme says so, its bias."""
+    def weights(self, node: Any, source: str, params: QuantParams) -> None:
+        """Quantize the node's weight and, where the scheme says so, its bias.
+
+        `source` is the tensor that the node reads, `params` what it is quantized with.
+        """
         weight_value = node.inputs[1]
         weight = np.asarray(weight_value.const_value.numpy())
         axis = channel_axis(node) if self.scheme.per_channel else None
@@ -135,10 +162,69 @@ class _Inserter:
             bias = np.asarray(bias_value.const_value.numpy())
         if bias is not None and self.scheme.integer_bias:
             largest = bias if axis is not None else np.abs(bias).max()
-            scale = np.asarray(widen_for_bias(scale, largest, source.scale), np.float32)
+            scale = np.asarray(widen_for_bias(scale, largest, params.scale), np.float32)
+        shift = self._shift(node, source, weight, scale, axis)
         node.replace_input_with(1, self._weight(weight_value, weight, scale, axis))
+        if shift is not None:
+            if node.op_type == "MatMul":
+                self._correct_behind(node, shift)
+            else:
+                bias = self._correct(node, bias, shift)
         if bias is not None and self.scheme.integer_bias:
-            node.replace_input_with(2, self._bias(node, bias, scale, axis, source))
+            node.replace_input_with(2, self._bias(node, bias, scale, axis, params))
+
+    def bias(self, node: Any, params: QuantParams) -> None:
+        """An int32 bias for a node whose weight is quantized already, where it fits into 31 bits."""
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        found = existing.params_of(existing.weight_of(node.inputs[1]))
+        if value is None or not is_constant(value) or found is None or not self.scheme.integer_bias:
+            return
+        bias, scale = np.asarray(value.const_value.numpy()), found.scale
+        if params.scale.size != 1 or scale.size not in (1, bias.size):
+            return
+        units = params.scale.astype(np.float64) * scale.astype(np.float64)
+        if (np.abs(bias) < units * 2.0**30).all():
+            axis = None if scale.size == 1 else 0
+            node.replace_input_with(2, self._bias(node, bias, scale, axis, params))
+
+    def _shift(
+        self,
+        node: Any,
+        source: str,
+        weight: NDArray[Any],
+        scale: NDArray[np.float32],
+        axis: int | None,
+    ) -> NDArray[np.float64] | None:
+        """What rounding the weights adds to the mean of each output channel; None: not corrected."""
+        mean = self.means.get(source)
+        possible = self._adds.get(node.name) if node.op_type == "MatMul" else can_correct(node)
+        if mean is None or not possible:
+            return None
+        integers = quantize_weight(weight, scale, axis, self.scheme)
+        shift = mean_shift(node, dequantize_weight(integers, scale, axis) - weight, mean)
+        return shift if shift is not None and np.isfinite(shift).all() else None
+
+    def _correct(
+        self, node: Any, bias: NDArray[Any] | None, shift: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Give the node the bias less `shift`; returns it, float32 [C_out]."""
+        flat = np.zeros(shift.shape) if bias is None else bias.astype(np.float64)
+        # Gemm broadcasts its bias: [1], [N] or [1, N]
+        corrected = (np.broadcast_to(flat.reshape(-1), shift.shape) - shift).astype(np.float32)
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, self.constant(f"{node.name}.bias.corrected", corrected))
+        return corrected
+
+    def _correct_behind(self, node: Any, shift: NDArray[np.float64]) -> None:
+        """Correct the bias that an Add behind a MatMul holds."""
+        found = self._adds[node.name]
+        if found is None:
+            return
+        add, index = found
+        bias = np.asarray(add.inputs[index].const_value.numpy()).astype(np.float64)
+        corrected = (bias - shift).astype(np.float32)
+        add.replace_input_with(index, self.constant(f"{node.name}.bias.corrected", corrected))
 
     def _weight(
         self, value: Any, weight: NDArray[Any], scale: NDArray[np.float32], axis: int | None

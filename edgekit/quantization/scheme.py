@@ -108,6 +108,15 @@ def quantize_weight(
     return result
 
 
+def dequantize_weight(
+    integers: NDArray[np.int8], scale: NDArray[np.float32], axis: int | None
+) -> NDArray[np.float64]:
+    """What the integers stand for: integers * scale, float64 of the weight's shape."""
+    spread = scale if axis is None else _along(scale, axis, integers.ndim)
+    result: NDArray[np.float64] = integers.astype(np.float64) * spread.astype(np.float64)
+    return result
+
+
 def quantize_bias(
     bias: NDArray[np.floating], input_scale: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> NDArray[np.int32]:

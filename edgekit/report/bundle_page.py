@@ -29,6 +29,8 @@ _MOST_OPERATORS = 10
 # SQNR of a layer: from here on good, and below that poor
 _GOOD_DB, _POOR_DB = 20.0, 10.0
 _FULL_DB = 40.0
+# images narrower than this are shown with their pixels visible
+_SMALL_SIDE = 160
 
 
 def render(report: BundleReport) -> str:
@@ -39,6 +41,7 @@ def render(report: BundleReport) -> str:
     lists = _operators(report)
     values: dict[str, Any] = {
         "r": report,
+        "tail_beyond": any(line.p99_ms > scale.high for line, _ in charts),
         "parts": _parts(report),
         "latency_charts": charts,
         "latency_scale": scale,
@@ -60,6 +63,7 @@ def render(report: BundleReport) -> str:
         base64=lambda data: base64.b64encode(data).decode("ascii"),
         colors=_colors,
         line_width=_line_width,
+        shown_width=_shown_width,
         label_place=_label_place,
         minus=svg.minus,
     )
@@ -89,7 +93,8 @@ def _latency(
     if not shown:
         return [], svg.Scale(low=0.0, high=1.0), 0
     low = min(min(line.samples_ms) for line in shown)
-    high = max(line.p99_ms for line in shown) * 1.05
+    # a few disturbed runs must not press all others into one bar
+    high = max(min(1.05 * line.p99_ms, 1.6 * line.p90_ms) for line in shown)
     room = 0.03 * (high - low) or 0.05 * high
     scale = svg.Scale(low=max(0.0, low - room), high=high + room)
     charts = []
@@ -225,6 +230,11 @@ def _colors(number: int) -> tuple[str, str]:
 
 def _hex(color: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _shown_width(sample: SampleImage) -> int:
+    """The widest a sample is drawn, in CSS pixels: small images are enlarged eightfold at most."""
+    return max(240, 8 * sample.width) if sample.width < _SMALL_SIDE else 2 * sample.width
 
 
 def _line_width(sample: SampleImage) -> float:

@@ -176,7 +176,7 @@ class Columns:
     def main_accuracy(self) -> list[Column]:
         return self.accuracy()[-1:] if self.comparison.task == "detect" else self.accuracy()[:1]
 
-    def drop(self, title: str = "Drop (points)") -> list[Column]:
+    def drop(self, title: str = "Change (points)") -> list[Column]:
         if self.comparison.task is None:
             return []
         return [Column(title=title, cell=lambda line: drop_cell(line.row))]

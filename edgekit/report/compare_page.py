@@ -28,6 +28,7 @@ class _Plane:
     """The picture with its axes."""
 
     picture: Markup
+    points: tuple[svg.ParetoPoint, ...]
     across: svg.Scale
     upright: svg.Scale
     metric: str
@@ -66,7 +67,8 @@ def _metric(comparison: Comparison) -> str:
 def _plane(comparison: Comparison) -> _Plane | None:
     """Accuracy against latency; None where fewer than two models have both."""
     batch = comparison.batches[0]
-    points, runtimes = [], {}
+    points: list[svg.ParetoPoint] = []
+    runtimes: dict[str, None] = {}
     for row in comparison.rows:
         timing = row.deployed(batch)
         if row.accuracy is None or timing is None or timing.latency is None:
@@ -88,7 +90,12 @@ def _plane(comparison: Comparison) -> _Plane | None:
     picture, across, upright = svg.pareto(points, f"{metric} against latency: {listed}")
     where = ", ".join(runtime_name(runtime) for runtime in runtimes)
     return _Plane(
-        picture=picture, across=across, upright=upright, metric=metric, where=f", {where}"
+        picture=picture,
+        points=tuple(points),
+        across=across,
+        upright=upright,
+        metric=metric,
+        where=f", {where}",
     )
 
 

@@ -108,6 +108,8 @@ def distribution(
             )
     parts.append(_tag("line", class_="axis", x1=0, x2="100%", y1=height - 0.5, y2=height - 0.5))
     for value, kind in ((p50, "median"), (p99, "tail")):
+        if value > scale.high:
+            continue  # beyond the end: the legend says so
         place = _percent(scale.place(value))
         parts.append(_tag("line", class_=f"mark {kind}", x1=place, x2=place, y1=0, y2=height))
     return chart(height, label, parts)
@@ -219,11 +221,11 @@ def pareto(
 
     parts = []
     for tick in upright.ticks():
-        y = f"{top(tick):.1f}"
-        parts.append(_tag("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
+        level = f"{top(tick):.1f}"
+        parts.append(_tag("line", class_="grid", x1=0, x2="100%", y1=level, y2=level))
     for tick in across.ticks():
-        x = _percent(across.place(tick))
-        parts.append(_tag("line", class_="grid", x1=x, x2=x, y1=0, y2=height))
+        column = _percent(across.place(tick))
+        parts.append(_tag("line", class_="grid", x1=column, x2=column, y1=0, y2=height))
     best = frontier(points)
     for one, two in itertools.pairwise(best):
         parts.append(
@@ -236,23 +238,30 @@ def pareto(
                 y2=f"{top(two.y):.1f}",
             )
         )
-    for point in sorted(points, key=lambda point: -point.size):
-        radius = 5 + 17 * math.sqrt(max(point.size, 0.0) / largest)
+    texts = []
+    for number, point in sorted(enumerate(points, start=1), key=lambda item: -item[1].size):
+        radius = 6 + 16 * math.sqrt(max(point.size, 0.0) / largest)
+        place, y = across.place(point.x), top(point.y)
         circle = _tag(
             "circle",
             class_=f"bubble {point.css}",
-            cx=_percent(across.place(point.x)),
-            cy=f"{top(point.y):.1f}",
+            cx=_percent(place),
+            cy=f"{y:.1f}",
             r=f"{radius:.1f}",
         )
         parts.append(circle.replace("/>", f"><title>{escape(point.name)}</title></circle>"))
-    for point in points:
-        place = across.place(point.x)
-        parts.append(
-            f'<text class="name" x="{_percent(place)}" y="{top(point.y) + 4:.1f}" '
-            f'dx="{-12 if place > 0.6 else 12}" text-anchor="{"end" if place > 0.6 else "start"}">'
-            f"{escape(point.name)}</text>"
+        left = place > 0.6
+        # names on wide screens; on narrow ones numbers, with a list beneath the chart
+        texts.append(
+            f'<text class="name wide" x="{_percent(place)}" y="{y + 4:.1f}" '
+            f'dx="{-radius - 5 if left else radius + 5:.1f}" '
+            f'text-anchor="{"end" if left else "start"}">{escape(point.name)}</text>'
         )
+        texts.append(
+            f'<text class="name slim" x="{_percent(place)}" y="{y + 4:.1f}" '
+            f'text-anchor="middle">{number}</text>'
+        )
+    parts += texts
     return chart(height, label, parts, "pareto"), across, upright
 
 

@@ -12,12 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
-from edgekit.errors import BadInput, BuildFailed, EdgekitError, NotPossible, VerificationFailed
+from edgekit.errors import (
+    BadInput,
+    BuildFailed,
+    EdgekitError,
+    NotPossible,
+    UsageError,
+    VerificationFailed,
+)
 from edgekit.preprocess import Preprocess
 from edgekit.require import require
 from edgekit.runtimes import open_session
 from edgekit.runtimes.torch import TorchSession
-from edgekit.stages.parity import FLOAT_LIMIT, FLOAT_LIMITS, compare_sessions, demand
+from edgekit.quantization import existing
+from edgekit.runtimes.base import SessionOptions
+from edgekit.stages import dequantize
+from edgekit.stages.parity import (
+    FLOAT_LIMIT,
+    FLOAT_LIMITS,
+    INT8_LIMITS,
+    ROUNDING_LIMITS,
+    compare_sessions,
+    demand,
+)
 from edgekit.types import Checkpoint, OnnxModel, ParityReport, StageOutput, TensorSpec
 
 if TYPE_CHECKING:
@@ -27,14 +44,18 @@ VERSION = 1
 INPUT_NAME = "images"
 # QuantizeLinear got its channel axis in opset 13; older graphs are converted up
 OLDEST_OPSET = 13
+# what lies between a stored weight and the layer when a checkpoint was trained with quantization
+_AROUND_WEIGHTS = ("DequantizeLinear", "QuantizeLinear", "Identity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """`opset` for torch checkpoints; `dynamic_batch` leaves the batch axis free."""
+    """`opset` for torch checkpoints; `dynamic_batch` leaves the batch axis free. `dequantize` turns
+    the layers of a dynamically quantized ONNX file into float ones."""
 
     opset: int = 17
     dynamic_batch: bool = False
+    dequantize: bool = False
 
 
 def run(
@@ -74,6 +95,9 @@ def _take_onnx(
     notes: list[str] = []
     opset = onnx_file.opset_of(model)
     source = onnx_file.main_input(onnx_file.describe(checkpoint.onnx, model))
+    if options.dequantize:
+        model, count = dequantize.to_float(model)
+        notes.append(f"{count} dynamic INT8 layers turned into float")
     fixed = fix_input_shape(model, contract, options.dynamic_batch)
     if fixed:
         notes.append(fixed)
@@ -95,7 +119,8 @@ def _take_onnx(
     ):
         named = [{source.name: feed} for feed in feeds]
         parity = compare_sessions(reference, candidate, named, exported.path, checkpoint.head)
-    demand(parity, FLOAT_LIMITS, "export")
+    limits = ROUNDING_LIMITS if existing.rounds(model) else FLOAT_LIMITS
+    demand(parity, INT8_LIMITS if options.dequantize else limits, "export")
     return StageOutput(model=exported, parity=parity, notes=tuple(notes))
 
 
@@ -200,6 +225,12 @@ def _export_torch(
     out: Path,
     options: ExportOptions,
 ) -> StageOutput:
+    if options.dequantize:
+        raise UsageError(
+            f"--dequantize is for dynamically quantized ONNX files; {checkpoint.path.name} is "
+            f"{checkpoint.kind}.",
+            hint="Leave it out: torch's int8 weights are turned into float when they are loaded.",
+        )
     torch = require("torch", "Exporting a torch checkpoint")
     module = checkpoint.module
     example = torch.from_numpy(feeds[0].copy())
@@ -238,7 +269,8 @@ def _export_torch(
                 parity = _compare_torch(module, spec, names, staged, feeds, checkpoint.head)
                 if options.dynamic_batch:
                     _check_batch(module, spec, names, staged, feeds)
-                demand(parity, FLOAT_LIMITS, f"export ({name})")
+                limits = ROUNDING_LIMITS if existing.rounds(model) else FLOAT_LIMITS
+                demand(parity, limits, f"export ({name})")
             except (VerificationFailed, BadInput) as error:
                 trouble.append(f"{name}: {error.message}")
                 continue
@@ -277,9 +309,11 @@ def _compare_torch(
     feeds: Sequence[NDArray[Any]],
     head: str | None,
 ) -> ParityReport:
+    # integers are compared as the graph says, not as kernels that saturate or fuse compute them
+    plain = SessionOptions(optimize=not existing.rounds(onnx_file.load(model.path)))
     with (
         TorchSession(module, (spec,), names) as reference,
-        open_session("onnxruntime", model.path) as candidate,
+        open_session("onnxruntime", model.path, plain) as candidate,
     ):
         named = [{INPUT_NAME: feed} for feed in feeds]
         return compare_sessions(reference, candidate, named, model.path, head)
@@ -314,12 +348,14 @@ def _kept_shapes(module: Any, model: Any) -> tuple[str, ...]:
     wanted = Counter(
         tuple(parameter.shape) for _, parameter in module.named_parameters() if parameter.ndim >= 2
     )
-    used = {
-        name
-        for node in model.graph.node
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-        for name in node.input[1:2]
-    }
+    producers = {name: node for node in model.graph.node for name in node.output}
+    used = set()
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            name = node.input[1]
+            while name in producers and producers[name].op_type in _AROUND_WEIGHTS:
+                name = producers[name].input[0]
+            used.add(name)
     kept = total = 0
     for item in model.graph.initializer:
         if item.name not in used or len(item.dims) < 2:

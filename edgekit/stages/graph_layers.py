@@ -42,6 +42,7 @@ _QUANTIZERS = {
     "MatMulInteger": (2, 3),
 }
 # constants of these say where and how, not what was learned
+_MOST_NODES = 200
 _SETTINGS = ("Resize", "Pad", "Clip", "Slice", "Reshape", "Tile", "Expand", "Pow", "Gather")
 
 
@@ -234,7 +235,7 @@ def _follow(value: Any) -> _Weight | None:
         # a moved weight keeps its stored shape: values, zeros and levels are the same
         return inner
     if node.op_type != "DequantizeLinear":
-        return None
+        return _computed(value)
     scale = _constant(node.inputs[1])
     zero = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if scale is None:
@@ -253,6 +254,47 @@ def _follow(value: Any) -> _Weight | None:
     integers = quantized(inner.values, scale, zero, axis)
     made = _dequantized(integers, scale, zero, axis)
     return _Weight(made.values, inner.stored, made.integers, made.scale)
+
+
+def _computed(value: Any) -> _Weight | None:
+    """A weight that the graph computes from constants alone (ternary from latent weights): its value."""
+    import onnx
+    import onnx_ir as ir
+
+    nodes: dict[Any, None] = {}
+    constants: dict[str, Any] = {}
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if item is None or item.name in constants:
+            continue
+        if item.const_value is not None:
+            constants[item.name] = item.const_value
+            continue
+        node = item.producer()
+        if node is None or len(nodes) > _MOST_NODES:
+            return None
+        nodes[node] = None
+        todo.extend(node.inputs)
+    places = {node: node.meta.get("edgekit.place", -1) for node in nodes}
+    graph = onnx.helper.make_graph(
+        [ir.to_proto(node) for node in sorted(nodes, key=lambda node: places[node])],
+        "weight",
+        [],
+        [onnx.ValueInfoProto(name=value.name)],
+        [ir.to_proto(ir.tensor(tensor.numpy(), name=name)) for name, tensor in constants.items()],
+    )
+    domains = value.producer().graph.opset_imports
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    from edgekit.runtimes.onnxruntime import OnnxRuntimeSession
+
+    try:
+        with OnnxRuntimeSession(model.SerializeToString(), SessionOptions()) as session:
+            (array,) = session.run({}).values()
+    except EdgekitError:
+        return None
+    return _Weight(array, str(array.dtype))
 
 
 def _spread(array: NDArray[Any], axis: int, rank: int) -> NDArray[Any]:

@@ -216,7 +216,8 @@ def _words(
 ) -> tuple[str, ...]:
     """What the figures do not say by themselves."""
     said: list[str] = []
-    if sparsity > 0.2 and not ternary:
+    layers = list(layers)
+    if sparsity > 0.2 and not ternary and all(layer.integers is None for layer in layers):
         said.append(
             f"{100 * sparsity:.0f} % of the weights are zero, and no runtime that edgekit builds for "
             "gains from zeros: only removing whole channels makes a dense network faster"
@@ -225,7 +226,7 @@ def _words(
         said.append(
             "2 bits per ternary weight are what they take in theory; runtimes store them as 8"
         )
-    if macs is None and any(True for _ in layers):
+    if macs is None and layers:
         said.append("the shapes are not known, so MACs are not counted (--imgsz)")
     return tuple(said)
 

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 TORCH = "torch"
 """The runtime of a checkpoint that holds a module; it is loaded again wherever it is opened."""
 
-# suffix of the file to open → (runtime, suffixes of the files that lie beside it)
-RUNTIME_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
-    ".param": ("ncnn", (".bin",)),
-    ".engine": ("tensorrt", ()),
-    ".plan": ("tensorrt", ()),
+# suffix of a file that one runtime alone reads → that runtime
+RUNTIME_FILES: dict[str, str] = {
+    ".param": "ncnn",
+    ".json": "ncnn",  # the model.json that edgekit writes beside .param and .bin
+    ".engine": "tensorrt",
+    ".plan": "tensorrt",
 }
 
 _INTEGER_OPERATORS = frozenset(
@@ -164,22 +165,42 @@ def _bundle(path: Path, runtime: str | None) -> NamedModel:
 
 def _runtime_files(path: Path) -> NamedModel:
     """Files that one runtime alone reads; they say nothing of preprocessing, task or names."""
-    runtime, beside = RUNTIME_FILES[path.suffix.lower()]
+    runtime = RUNTIME_FILES[path.suffix.lower()]
     if runtime not in runtimes.RUNTIMES:
         raise NotPossible(
             f"{path.name} is a model for {runtime}, which this edgekit does not run on this machine.",
             hint="`edgekit doctor` lists the runtimes.",
         )
-    files = (path, *(path.with_suffix(suffix) for suffix in beside))
-    for file in files:
-        if not file.is_file():
-            raise BadInput(f"{path.name} needs {file.name} beside it.")
+    if runtime == "ncnn":
+        return _ncnn(path)
     return NamedModel(
         path=path,
         runtime=runtime,
-        files=files,
+        files=(path,),
         precision="unknown",
         checkpoint=Checkpoint(path=path, sha256=sha256_file(path), kind=runtime),
+    )
+
+
+def _ncnn(path: Path) -> NamedModel:
+    """An ncnn model: its model.json, which says the input's size, or the .param beside it."""
+    from edgekit.formats import ncnn_json
+
+    described = path if path.suffix.lower() == ".json" else path.with_name("model.json")
+    sidecar = ncnn_json.read(described)
+    files = tuple(described.parent / item.file for item in (sidecar.param, sidecar.bin))
+    if path not in (described, *files):
+        raise BadInput(f"{described} is about {sidecar.param.file}, not about {path.name}.")
+    for file in files:
+        if not file.is_file():
+            raise BadInput(f"{described} names {file.name}, which does not lie beside it.")
+    shape = sidecar.inputs[0].shape if len(sidecar.inputs) == 1 else None
+    return NamedModel(
+        path=path,
+        runtime="ncnn",
+        files=(described, *files),
+        precision=sidecar.precision,
+        checkpoint=Checkpoint(path=path, sha256=sidecar.bin.sha256, kind="ncnn", input_shape=shape),
     )
 
 

@@ -59,6 +59,10 @@ FLOAT_LIMIT = 1e-4
 FLOAT_LIMITS = ParityLimits(max_rel_error=FLOAT_LIMIT)
 """Steps that must compute the same in float32: export, simplify, prepare."""
 
+ROUNDING_LIMITS = ParityLimits(min_cosine=0.99, min_sqnr_db=20.0, negligible=0.02)
+"""The same steps for a graph that rounds its activations: a value between two integers falls to one
+side or the other by its last bit, and what reads it goes on from there."""
+
 INT8_LIMITS = ParityLimits(min_cosine=0.8, min_sqnr_db=4.0, negligible=0.02)
 """Whether a quantized graph is still the same model; how good it is, the accuracy budget says.
 

@@ -1,27 +1,31 @@
 """Simplified ONNX → the graph that is calibrated and quantized.
 
 The passes, in order, each leaving the computed function as it is (proved by parity afterwards):
-constants become initializers, initializers stop being inputs, BatchNormalization is folded, every
-value and node gets a name, shapes are inferred. The Calibration names the hash of this graph.
+constants become initializers, initializers stop being inputs, BatchNormalization is folded, channels
+are evened out between convolutions where some are far larger than the others, every value and node gets a name, shapes
+are inferred. The Calibration names the hash of this graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.errors import BadInput
+from edgekit.quantization.equalization import equalize
+from edgekit.quantization import existing
 from edgekit.quantization.folding import fold_batch_norms
 from edgekit.runtimes import open_session
-from edgekit.stages.parity import FLOAT_LIMITS, compare_sessions, demand
+from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS, compare_sessions, demand
 from edgekit.types import OnnxModel, StageOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 
 
 def _lift_constants(model: Any) -> str:
@@ -44,6 +48,11 @@ def _fold(model: Any) -> str:
     return f"{count} BatchNorm folded" if count else ""
 
 
+def _equalize(model: Any) -> str:
+    count = equalize(model)
+    return f"channels of {count} pairs of convolutions equalized" if count else ""
+
+
 def _sweep(model: Any) -> str:
     import onnx_ir.passes.common as common
 
@@ -59,23 +68,32 @@ def _name_everything(model: Any) -> str:
     return ""
 
 
-PASSES: tuple[Callable[[Any], str], ...] = (
-    _lift_constants,
-    _drop_identities,
-    _fold,
-    _sweep,
-    _name_everything,
-)
+BEFORE: tuple[Callable[[Any], str], ...] = (_lift_constants, _drop_identities, _fold)
+AFTER: tuple[Callable[[Any], str], ...] = (_sweep, _name_everything)
 
 
-def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutput:
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """`equalize`: even out channels between uneven convolutions
+    (`edgekit.quantization.equalization`); False leaves all weights as they are."""
+
+    equalize: bool = True
+
+
+def run(
+    model: OnnxModel,
+    feeds: Sequence[NDArray[Any]],
+    out: Path,
+    options: PrepareOptions | None = None,
+) -> StageOutput:
     """Write the prepared graph to `out`. Raises VerificationFailed when a pass changed the function."""
     import onnx
     import onnx_ir as ir
 
     _refuse_bad_weights(onnx_file.load(model.path), model.path.name)
     graph = ir.load(str(model.path))
-    notes = tuple(filter(None, (step(graph) for step in PASSES)))
+    asked = (_equalize,) if options is None or options.equalize else ()
+    notes = tuple(filter(None, (step(graph) for step in (*BEFORE, *asked, *AFTER))))
     proto = ir.to_proto(graph)
     # shapes inferred by an earlier tool may be missing for tensors that a pass made
     proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -89,7 +107,7 @@ def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutp
         named = [{name: feed} for feed in feeds]
         head = model.metadata.get(onnx_file.HEAD_KEY)
         parity = compare_sessions(reference, candidate, named, prepared.path, head)
-    demand(parity, FLOAT_LIMITS, "prepare")
+    demand(parity, ROUNDING_LIMITS if existing.rounds(proto) else FLOAT_LIMITS, "prepare")
     return StageOutput(model=prepared, parity=parity, notes=notes)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.errors import BadInput, NotPossible
+from edgekit.quantization import existing
+from edgekit.quantization.bias_correction import input_channels
 from edgekit.quantization.placement import Placement, Rules, observed, place
 from edgekit.quantization.qdq import insert
 from edgekit.quantization.scheme import Scheme
@@ -20,17 +22,22 @@ from edgekit.types import Calibration, OnnxModel, ParityReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 1
+    from edgekit.calibration.statistics import Statistics
+
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
     """`keep_float` names nodes of the prepared graph that stay float; `per_channel` and
-    `weight_bits` None follow the profile."""
+    `weight_bits` None follow the profile. `bias_correction` takes what rounding the weights adds to
+    the mean outputs off the biases; the calibration must hold the channel means of
+    `observed_channels`."""
 
     keep_float: tuple[str, ...] = ()
     per_channel: bool | None = None
     weight_bits: int | None = None
+    bias_correction: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +88,61 @@ def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...
     """Names of the tensors whose statistics this profile's placement may need."""
     import onnx_ir as ir
 
-    names = observed(ir.load(str(model.path)), rules_of(profile))
+    ir_model = ir.load(str(model.path))
+    graph = ir_model.graph
+    names = observed(ir_model, rules_of(profile))
+    if not names and any(existing.is_quantized(node) for node in graph):
+        # all scales are there already; the input is observed so that there is a calibration
+        return (graph.inputs[0].name,)
     if not names:
+        dynamic = any(node.op_type in ("ConvInteger", "MatMulInteger") for node in graph)
         raise NotPossible(
             f"{model.path.name} has nothing that {profile.name} computes in INT8.",
-            hint="Use a float target.",
+            hint="It is dynamically quantized: turn it into float first, --dequantize."
+            if dynamic
+            else "Use a float target.",
         )
     return names
+
+
+def observed_channels(model: OnnxModel, profile: TargetProfile) -> dict[str, int]:
+    """Tensor → channel axis of the inputs whose channel means bias correction needs."""
+    import onnx_ir as ir
+
+    return input_channels(ir.load(str(model.path)), rules_of(profile))
+
+
+def channel_means(statistics: Statistics) -> dict[str, NDArray[Any]]:
+    """Mean per channel, float64 [C], of every tensor that was observed by channel."""
+    return {
+        name: tensor.channels.mean
+        for name, tensor in statistics.tensors.items()
+        if tensor.channels is not None and tensor.channels.channels
+    }
+
+
+def _means(calibration: Calibration, options: QuantizeOptions) -> dict[str, NDArray[Any]]:
+    if not options.bias_correction:
+        return {}
+    from edgekit.calibration import store
+
+    means = channel_means(store.read(calibration.path)[0])
+    if not means:
+        raise BadInput(
+            f"{calibration.path} holds no channel means, which bias correction needs.",
+            hint="Collect it again: `edgekit calibrate MODEL --images DIR --target T` keeps them.",
+        )
+    return means
+
+
+def check_calibration(calibration: Calibration, model: OnnxModel) -> None:
+    """Raise BadInput when the calibration was not collected on `model`."""
+    if calibration.graph_sha256 != model.sha256:
+        raise BadInput(
+            f"The calibration was collected on another graph ({calibration.graph_sha256[:12]}…) "
+            f"than {model.path.name} ({model.sha256[:12]}…).",
+            hint="Calibrate this model: `edgekit calibrate`.",
+        )
 
 
 def run(
@@ -105,26 +160,28 @@ def run(
     """
     import onnx
     import onnx_ir as ir
+    import onnx_ir.passes.common as common
 
-    if calibration.graph_sha256 != model.sha256:
-        raise BadInput(
-            f"The calibration was collected on another graph ({calibration.graph_sha256[:12]}…) "
-            f"than {model.path.name} ({model.sha256[:12]}…).",
-            hint="Calibrate this model: `edgekit calibrate`.",
-        )
+    check_calibration(calibration, model)
     graph = ir.load(str(model.path))
     known = {node.name for node in graph.graph}
     for name in options.keep_float:
         if name not in known:
             raise BadInput(f"No node '{name}' in {model.path.name}, asked to stay float.")
     scheme = scheme_of(profile, options)
+    kept = sum(existing.is_quantized(node) for node in graph.graph)
+    if kept:
+        existing.share(graph.graph, rules_of(profile).operators)
+        common.TopologicalSortPass()(graph)
     placement = place(graph, rules_of(profile), calibration.ranges, options.keep_float)
     if not placement.compute:
         reasons = sorted(set(placement.floats.values()))
         raise NotPossible(
             f"No layer of {model.path.name} can be INT8 for {profile.name}: " + "; ".join(reasons),
         )
-    insert(graph, placement, calibration.ranges, scheme)
+    insert(graph, placement, calibration.ranges, scheme, _means(calibration, options))
+    if kept and not scheme.explicit_weights:
+        existing.store_integers(graph.graph)
     proto = ir.to_proto(graph)
     onnx_file.set_metadata(proto, model.metadata)
     onnx.checker.check_model(proto)
@@ -137,8 +194,11 @@ def run(
     notes = [
         f"{len(placement.compute)} of {total} layers, {placement.int8_mac_share:.1%} of the MACs in INT8",
         f"{scheme.weight_bits}-bit weights per {'channel' if scheme.per_channel else 'tensor'}, "
-        f"{scheme.activation_type} activations",
+        f"{scheme.activation_type} activations"
+        + (", biases corrected" if options.bias_correction else ""),
     ]
+    if kept:
+        notes.append(f"{kept} layers were quantized already and keep their scales")
     return Quantized(
         model=quantized, placement=placement, scheme=scheme, parity=parity, notes=tuple(notes)
     )

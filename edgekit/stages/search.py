@@ -2,7 +2,8 @@
 
 It is given its score, its sensitivities and its clock as functions, and knows nothing of models:
 
-1. every choice of ranges is tried with all layers in INT8; the one that agrees best wins;
+1. every choice of ranges is tried with all layers in INT8; the best of them (a second one where it
+   is close) is tried with its biases corrected; the one that agrees best wins;
 2. when that is not near enough, layers are ranked by the damage each does alone, and the worst ones
    are left float, a growing number of them, as long as enough of the work stays INT8;
 3. of everything tried, the one with the fewest float layers that is within a small distance of the
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgekit.types import Progress, no_progress
 
@@ -25,12 +26,13 @@ _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One way to quantize: a calibration method, whether ranges look behind activations, and the
-    nodes left float."""
+    """One way to quantize: a calibration method, whether ranges look behind activations, the nodes
+    left float, and whether biases are corrected."""
 
     method: str
     behind: bool = False
     keep_float: tuple[str, ...] = ()
+    bias_correction: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ def run(
     share_without: Callable[[Iterable[str]], float],
     options: SearchOptions,
     *,
+    corrects: bool = False,
     known: Sequence[Trial] = (),
     remember: Callable[[Sequence[Trial]], None] = lambda trials: None,
     clock: Callable[[], float] = time.monotonic,
@@ -80,7 +83,7 @@ def run(
 
     `attempt` quantizes and scores one choice; `sensitivities` gives the SQNR in dB of the outputs
     with only one layer in INT8, by layer; `share_without` the share of MACs in INT8 when some layers
-    stay float. At least the first choice is always tried.
+    stay float. At least the first choice is always tried. `corrects`: biases can be corrected.
     """
     started = clock()
     done = {trial.choice: trial for trial in known}
@@ -103,6 +106,10 @@ def run(
     for choice in ranges:
         if not trials or time_left():
             tried(choice)
+    if corrects:
+        for choice in _worth_correcting(trials, options.within):
+            if time_left():
+                tried(replace(choice, bias_correction=True))
     best = max(trials, key=lambda trial: trial.agreement)
     ranking: Mapping[str, float] = {}
     if best.agreement < options.enough and time_left():
@@ -110,13 +117,11 @@ def run(
         worst_first = _affordable(
             sorted(ranking, key=lambda name: ranking[name]), share_without, options.least_share
         )
-        for count in (c for c in _COUNTS if c <= len(worst_first)):
+        for count in _counts(len(worst_first)):
             keep = tuple(worst_first[:count])
             if not time_left():
                 break
-            trial = tried(
-                Choice(method=best.choice.method, behind=best.choice.behind, keep_float=keep)
-            )
+            trial = tried(replace(best.choice, keep_float=keep))
             if trial.agreement >= options.enough:
                 break
     top = max(trial.agreement for trial in trials)
@@ -125,6 +130,18 @@ def run(
     return SearchResult(
         best=taken, trials=tuple(trials), sensitivity_db=dict(ranking), out_of_time=late
     )
+
+
+def _worth_correcting(trials: Sequence[Trial], within: float) -> list[Choice]:
+    """The best choice, and the second one when it is less than `within` behind."""
+    ranked = sorted(trials, key=lambda trial: -trial.agreement)
+    return [t.choice for t in ranked[:2] if t.agreement >= ranked[0].agreement - within]
+
+
+def _counts(layers: int) -> tuple[int, ...]:
+    """The sizes of prefixes to try, the longest that there is among them."""
+    most = min(layers, _COUNTS[-1])
+    return (*(count for count in _COUNTS if count < most), *((most,) if most else ()))
 
 
 def _affordable(

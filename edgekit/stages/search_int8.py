@@ -23,7 +23,7 @@ from edgekit.stages import calibrate, search
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
 from edgekit.stages.parity import ParityMeter
-from edgekit.stages.quantize import QuantizeOptions, rules_of, scheme_of
+from edgekit.stages.quantize import QuantizeOptions, channel_means, rules_of, scheme_of
 from edgekit.stages.search import Choice, SearchOptions, SearchResult, Trial
 from edgekit.target import TargetProfile
 from edgekit.types import Calibration, OnnxModel, Progress, Range, no_progress
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 # the default first: when time is short, it alone is tried
 RANGES = (
     Choice(method="percentile"),
@@ -70,6 +70,7 @@ class Int8Search:
         self._always_float = options.keep_float
         self._symmetric = self._scheme.symmetric_activations
         self._statistics, _ = store.read(calibration.path)
+        self._means = channel_means(self._statistics)
         self._proto = onnx_file.load(model.path)
         self._through = {
             tensor: name
@@ -108,6 +109,7 @@ class Int8Search:
             lambda choice: self._sensitivities(choice, progress),
             self._share_without,
             options,
+            corrects=bool(self._means),
             known=_known(file),
             remember=remember,
             progress=progress,
@@ -139,7 +141,8 @@ class Int8Search:
         graph = ir.from_proto(self._proto)
         ranges = self._ranges_of(choice)
         placement = place(graph, self._rules, ranges, (*self._always_float, *keep))
-        insert(graph, placement, ranges, self._scheme)
+        means = self._means if choice.bias_correction else None
+        insert(graph, placement, ranges, self._scheme, means)
         return ir.to_proto(graph).SerializeToString(), placement
 
     def _attempt(self, choice: Choice) -> Trial:

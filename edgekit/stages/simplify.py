@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.errors import BadInput, VerificationFailed
+from edgekit.quantization import existing
 from edgekit.runtimes import open_session
-from edgekit.stages.parity import FLOAT_LIMIT, compare_sessions
+from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS, compare_sessions, demand
 from edgekit.types import OnnxModel, ParityReport, StageOutput
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ def run(
     """Write the simplified `model` to `out`; its metadata, inputs and outputs stay.
 
     `feeds` are input tensors of real images. A rung that fails, or whose graph computes something
-    else (max_rel_error above FLOAT_LIMIT in any block), is noted and the next one is tried.
+    else (a block beyond FLOAT_LIMITS, or ROUNDING_LIMITS where the graph rounds activations), or
+    that touches the scales of quantization in the graph, is noted and the next one is tried.
     """
     notes: list[str] = []
     source = onnx_file.load(model.path)
     before = len(source.graph.node)
+    scales = existing.signature(source)
+    limits = ROUNDING_LIMITS if existing.rounds(source) else FLOAT_LIMITS
     with tempfile.TemporaryDirectory(prefix="edgekit-simplify-") as folder:
         for tool in options.ladder:
             candidate = Path(folder) / f"{tool}.onnx"
@@ -56,14 +60,14 @@ def run(
             try:
                 parsed = onnx_file.load(candidate)
                 problem = _changed_face(model, onnx_file.describe(candidate, parsed))
+                if existing.signature(parsed) != scales:
+                    problem = "it changed the scales of quantization that the graph carries"
                 parity = _parity(model, candidate, feeds)
+                demand(parity, limits, tool)
             except (BadInput, VerificationFailed) as error:
                 problem = error.message
             if problem:
                 notes.append(f"{tool} not used: {problem}")
-                continue
-            if parity.max_rel_error > FLOAT_LIMIT:
-                notes.append(f"{tool} not used: parity {parity.max_rel_error:.1e}")
                 continue
             onnx_file.set_metadata(parsed, model.metadata)
             notes.insert(0, f"{tool}: {before} → {len(parsed.graph.node)} nodes")

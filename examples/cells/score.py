@@ -74,11 +74,12 @@ def nms(boxes: NDArray[np.float32], scores: NDArray[np.float32], limit: float) -
     return kept
 
 
-def detections(output: NDArray[np.float32]) -> Iterator[tuple[int, float, list[float]]]:
-    """(class, score, [x1, y1, x2, y2]) of one image's output [4 + C, A]; every class of a cell
-    over the confidence counts, NMS is per class, the MAX_DETECTIONS best are given."""
+def detections(output: NDArray[np.float32], size: int) -> Iterator[tuple[int, float, list[float]]]:
+    """(class, score, [x1, y1, x2, y2]) of one image's output [4 + C, A], boxes clipped to the image
+    of `size` pixels; every class of a cell over the confidence counts, NMS is per class, the
+    MAX_DETECTIONS best are given."""
     centre, side, scores = output[:2].T, output[2:4].T, output[4:]
-    corners = np.concatenate([centre - side / 2, centre + side / 2], axis=1)
+    corners = np.concatenate([centre - side / 2, centre + side / 2], axis=1).clip(0, size)
     found: list[tuple[int, float, list[float]]] = []
     for label in range(scores.shape[0]):
         above = np.nonzero(scores[label] > CONFIDENCE)[0]
@@ -110,7 +111,7 @@ def mean_average_precision(outputs: Sequence[NDArray[np.float32]], truth: Scenes
                     "iscrowd": 0,
                 }
             )
-        for label, score, (x1, y1, x2, y2) in detections(output):
+        for label, score, (x1, y1, x2, y2) in detections(output, size):
             results.append(
                 {
                     "image_id": i,

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Settings:
-    """One training run."""
+    """One training run: a schedule of `steps`, of which the first `stop` are taken (0: all)."""
 
     steps: int
+    stop: int = 0
     batch: int = 32
     rate: float = 3e-3
     warmup: int = 100
@@ -131,7 +132,8 @@ def fit(
     order = np.empty(0, np.int64)
     started = time.perf_counter()
     sums = {"box": 0.0, "score": 0.0}
-    for step in range(1, settings.steps + 1):
+    last = min(settings.stop or settings.steps, settings.steps)
+    for step in range(1, last + 1):
         if len(order) < settings.batch:
             order = np.concatenate([order, rng.permutation(len(data.images))])
         picks, order = order[: settings.batch], order[settings.batch :]
@@ -147,7 +149,7 @@ def fit(
         average.update(model)
         for name, value in parts.items():
             sums[name] += value
-        if step % settings.report_every == 0 or step == settings.steps:
+        if step % settings.report_every == 0 or step == last:
             every = step % settings.report_every or settings.report_every
             took = time.perf_counter() - started
             print(
@@ -174,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("cells_base.pt"), help="checkpoint file")
     parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
+    parser.add_argument("--stop", type=int, default=0, help="end early, at this step")
     parser.add_argument("--scenes", type=int, default=5000, help="training scenes")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
@@ -181,7 +184,7 @@ def main() -> None:
     prepare(options.seed, options.threads)
     print(f"drawing {options.scenes} training scenes", flush=True)
     data, checks = render(TRAIN_SEED, options.scenes), validation()
-    settings = Settings(steps=options.steps, seed=options.seed)
+    settings = Settings(options.steps, options.stop, seed=options.seed)
 
     def checkpoint(model: Detector, step: int) -> None:
         print(f"           {evaluate(model, checks)}", flush=True)
@@ -189,7 +192,8 @@ def main() -> None:
 
     model = fit(detector(), data, settings, checkpoint)
     score = evaluate(model, checks)
-    note = f"trained from scratch on {options.scenes} scenes for {options.steps} steps; {score}"
+    taken = f"{options.stop or options.steps} of {options.steps} steps"
+    note = f"trained from scratch on {options.scenes} scenes for {taken}; {score}"
     weights.save(options.out, model, note)
     print(score)
 

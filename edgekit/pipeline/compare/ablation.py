@@ -59,7 +59,7 @@ OPTIMIZATIONS: tuple[tuple[str, _Change], ...] = (
     ("INT8", _without_int8),
     ("per-channel weights", lambda recipe: _quantize(recipe, per_channel=False)),
     ("layers kept float by rule", lambda recipe: _quantize(recipe, keep_float=())),
-    ("calibration method", _minmax),
+    ("choice of ranges", _minmax),
     ("simplify", lambda recipe: dataclasses.replace(recipe, simplify=False)),
     ("runtime's graph optimizations", lambda recipe: dataclasses.replace(recipe, optimize=False)),
 )

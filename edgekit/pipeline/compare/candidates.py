@@ -272,5 +272,6 @@ def export_request(request: CompareRequest, path: Path) -> ExportRequest:
         overrides=request.overrides,
         head=request.head,
         method=request.method,
+        search_seconds=request.search_seconds,
         dynamic_batch=max(request.batches) > 1,
     )

@@ -27,7 +27,8 @@ class CompareRequest:
 
     `target` says how models are exported and measured; with an INT8 one and `images` every float
     model gets a second row, its INT8 form. `baseline` None: the first model (in the preset
-    "compression" the first of each architecture). `batches`: batch sizes to time, the first is the
+    "compression" the first of each architecture). `method` and `search_seconds`: see ExportRequest.
+    `batches`: batch sizes to time, the first is the
     one that latencies are shown for. `threads` and `runs` None follow the target. `fresh` does
     everything again although the cache knows it.
     """
@@ -48,7 +49,8 @@ class CompareRequest:
     load: LoadOptions = field(default_factory=LoadOptions)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
-    method: str = "minmax"
+    method: str = "auto"
+    search_seconds: float = 120.0
     fresh: bool = False
 
     def __post_init__(self) -> None:

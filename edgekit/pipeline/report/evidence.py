@@ -162,10 +162,10 @@ def _view(
     _, placement = fit(image, manifest.preprocess)
     rule = Suppression(conf=_CONF, multi_label=False)
     answer = decoder.decode(outputs[decoder.match.output][0], placement, rule, "the golden sample")
-    names = decoder.names
+    names = manifest.names
 
     def name(number: int) -> str:
-        return names[number] if 0 <= number < len(names) else str(number)
+        return names[number] if 0 <= number < len(names) else f"class {number}"
 
     if not isinstance(answer, Detections):
         probabilities = answer.probabilities()

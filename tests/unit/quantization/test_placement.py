@@ -53,14 +53,43 @@ def test_followers_carry_only_between_integers() -> None:
     assert "n_score" not in placement.carry
 
 
-def test_a_join_of_very_different_ranges_is_split() -> None:
-    model = _detector()
-    ranges = _uniform(model)
-    ranges["r1"] = Range(low=0.0, high=100.0)
-    placement = place(model, RULES, ranges)
-    assert "n_j" not in placement.carry
-    ranges["r1"] = Range(low=0.0, high=15.0)
-    assert "n_j" in place(model, RULES, ranges).carry
+def _joined(read_as_float: bool) -> ir.Model:
+    maker = GraphMaker()
+    maker.conv("x", "a", (8, 8))
+    maker.conv("a", "b", (8, 8))
+    maker.node("Concat", ["a", "b"], "j", axis=1)
+    maker.conv("j", "c", (8, 16))
+    outputs = {"c": [1, 8, 8, 8]}
+    if read_as_float:
+        maker.node("Softmax", ["j"], "p", axis=1)
+        outputs["p"] = [1, 16, 8, 8]
+    return ir.from_proto(maker.model({"x": [1, 8, 8, 8]}, outputs))
+
+
+@pytest.mark.parametrize("read_as_float", [True, False])
+def test_a_join_of_very_different_ranges_is_split_where_it_is_read_as_float(
+    read_as_float: bool,
+) -> None:
+    model = _joined(read_as_float)
+    rules = Rules(operators=RULES.operators, follow=RULES.follow, keep_float=())
+    ranges = _uniform(model, rules)
+    assert "n_j" in place(model, rules, ranges).carry
+    ranges["a"] = Range(low=0.0, high=100.0)
+    assert ("n_j" in place(model, rules, ranges).carry) is not read_as_float
+
+
+def test_nothing_is_quantized_between_an_add_and_its_activation() -> None:
+    maker = GraphMaker()
+    maker.conv("x", "a", (8, 8))
+    maker.conv("a", "b", (8, 8))
+    maker.node("Add", ["a", "b"], "s")
+    maker.node("Relu", ["s"], "r")
+    maker.conv("r", "c", (8, 8))
+    maker.conv("c", "y", (8, 8))
+    model = ir.from_proto(maker.model({"x": [1, 8, 8, 8]}, {"y": [1, 8, 8, 8]}))
+    placement = place(model, RULES, _uniform(model))
+    assert "n_s" in placement.carry
+    assert "r" in placement.tensors and "s" not in placement.tensors
 
 
 def test_a_fused_activation_is_quantized_behind_it() -> None:

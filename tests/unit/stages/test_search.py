@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from edgekit.stages.search import Choice, SearchOptions, Trial, run
@@ -78,3 +79,40 @@ def test_known_trials_are_not_repeated() -> None:
     again = _run(second, SearchOptions(), known=tuple(kept))
     assert second.asked == []
     assert again.best == whole.best
+
+
+class FakeCorrection(FakeModel):
+    """Correcting the biases adds `brought`."""
+
+    brought = 0.0
+
+    def attempt(self, choice: Choice) -> Trial:
+        trial = super().attempt(choice)
+        more = self.brought if choice.bias_correction else 0.0
+        return dataclasses.replace(trial, agreement=trial.agreement + more)
+
+
+def test_biases_are_corrected_on_the_best_ranges_and_with_float_layers() -> None:
+    model = FakeCorrection(BASE, {"a": 0.03, "d": 0.03})
+    model.brought = 0.01
+    result = _run(model, SearchOptions(), corrects=True)
+    corrected = [choice for choice in model.asked if choice.bias_correction]
+    assert corrected[0] == Choice(method="mse", bias_correction=True)
+    assert all(choice.method == "mse" for choice in corrected)
+    assert result.best.choice.bias_correction
+    assert result.best.choice.keep_float == ("a", "d")
+
+
+def test_the_second_best_is_corrected_only_when_it_is_close() -> None:
+    model = FakeCorrection({"percentile": 0.932, "mse": 0.93, "minmax": 0.80}, {})
+    _run(model, SearchOptions(), corrects=True)
+    methods = [choice.method for choice in model.asked if choice.bias_correction and not choice.keep_float]
+    assert methods == ["percentile", "mse"]
+
+
+def test_a_correction_that_brings_nothing_is_not_taken() -> None:
+    model = FakeCorrection({"percentile": 0.99, "mse": 0.97, "minmax": 0.9}, {})
+    model.brought = -0.001
+    result = _run(model, SearchOptions(), corrects=True)
+    assert result.best.choice == RANGES[0]
+    assert len(result.trials) == 4

@@ -1,0 +1,144 @@
+"""INT8 latency against FP32 and against onnxruntime's own quantize_static, as ratios of one run.
+
+    python benchmarks/int8.py [NAME ...] [--seconds 6]
+
+Networks with random weights (speed does not depend on them): resnet50, efficientnet_b0,
+mobilenet_v3_small, and yolo11n from the assets. For each the float graph, edgekit's INT8 graph and
+onnxruntime's graph with all operators quantized (U8S8, per channel, QDQ, min-max) are timed two at a
+time, taking turns, one thread. Printed are ratios of medians with 95 % intervals; the machine should
+be quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from edgekit.checkpoint import load  # noqa: E402
+from edgekit.preprocess import Preprocess, apply  # noqa: E402
+from edgekit.stages import calibrate, export, prepare, quantize, simplify  # noqa: E402
+from edgekit.stages.measure import MeasureOptions, ModelToTime, measure_against  # noqa: E402
+from edgekit.target import load_target  # noqa: E402
+from edgekit.types import Checkpoint, SpeedUp  # noqa: E402
+
+ASSETS = Path(os.environ.get("EDGEKIT_ASSETS", str(ROOT.parent / "shared" / "assets")))
+SIZES = {"resnet50": 224, "efficientnet_b0": 224, "mobilenet_v3_small": 224, "yolo11n": 640}
+
+
+def _checkpoint(name: str) -> Checkpoint:
+    if name == "yolo11n":
+        return load(ASSETS / "models" / "yolo11n_w8.pt")
+    import torch
+
+    from tests.unit.checkpoint import networks
+
+    torch.manual_seed(0)
+    factory: Any = getattr(networks, name)
+    module = factory().eval()
+    return Checkpoint(path=Path(name), sha256="", kind="state_dict", module=module)
+
+
+def _pictures(size: int, count: int = 8) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        small = rng.integers(0, 256, (size // 16, size // 16, 3), np.uint8)
+        yield cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def _peer(model: Path, out: Path, feeds: list[np.ndarray], name: str) -> None:
+    """onnxruntime's quantize_static with its defaults for all operators."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(feeds)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            feed = next(self._left, None)
+            return None if feed is None else {name: feed}
+
+    quantize_static(
+        str(model),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def _shown(speed: SpeedUp) -> str:
+    return f"{speed.ratio:.2f} ({speed.low:.2f}-{speed.high:.2f})"
+
+
+def main() -> None:
+    """Print one line per network and the geometric mean."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(SIZES), help=", ".join(SIZES))
+    parser.add_argument("--seconds", type=float, default=6.0, help="timed seconds per pair")
+    arguments = parser.parse_args()
+    profile = load_target("x86-int8")
+    options = MeasureOptions(seconds=arguments.seconds)
+    ratios = []
+    print("network                MACs INT8   ours vs FP32         theirs vs FP32       ours / theirs (latency)")
+    for name in arguments.names:
+        size = SIZES[name]
+        contract = Preprocess(height=size, width=size)
+        pictures = list(_pictures(size))
+        feeds = [apply(picture, contract)[0] for picture in pictures]
+        with tempfile.TemporaryDirectory() as text:
+            folder = Path(text)
+            exported = export.run(
+                _checkpoint(name), contract, feeds[:2], folder / "e.onnx", export.ExportOptions()
+            ).model
+            simple = simplify.run(exported, feeds[:2], folder / "s.onnx", simplify.SimplifyOptions()).model
+            graph = prepare.run(simple, feeds[:2], folder / "p.onnx").model
+            np.savez(folder / "images.npz", images=np.stack(pictures))
+            calibration = calibrate.run(
+                graph,
+                folder / "images.npz",
+                contract,
+                folder / "c.npz",
+                calibrate.CalibrateOptions(
+                    method="percentile", tensors=quantize.observed_tensors(graph, profile)
+                ),
+            )
+            ours = quantize.run(
+                graph, calibration, profile, [], folder / "ours.onnx", quantize.QuantizeOptions()
+            )
+            _peer(graph.path, folder / "theirs.onnx", feeds, graph.inputs[0].name)
+
+            def timed(file: str) -> ModelToTime:
+                return ModelToTime(
+                    name=file, runtime="onnxruntime", files=(folder / file,), contract=contract
+                )
+
+            _, _, fast = measure_against(timed("ours.onnx"), timed("p.onnx"), options)
+            _, _, peer = measure_against(timed("theirs.onnx"), timed("p.onnx"), options)
+            _, _, between = measure_against(timed("theirs.onnx"), timed("ours.onnx"), options)
+            ratios.append(between.ratio)
+            print(
+                f"{name:22} {ours.placement.int8_mac_share:7.1%}    {_shown(fast):20} "
+                f"{_shown(peer):20} {_shown(between)}",
+                flush=True,
+            )
+    mean = math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
+    print(f"geometric mean of ours / theirs: {mean:.3f} (below 1: ours is faster)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Quantization that a graph already carries: QuantizeLinear/DequantizeLinear of training or other tools.
+
+It is a decision, not a suggestion: such nodes, their scales and zero points stay as they are, and
+only what has none is filled in. A tensor x has quantization when a QuantizeLinear reads it; its
+*fixed* value is what the DequantizeLinear behind that makes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.types import QuantParams
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+_MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze")
+# operators that make integers out of activations, so that outputs jump where a value lies between two
+ROUNDING = frozenset(
+    {
+        *("QuantizeLinear", "DynamicQuantizeLinear", "Round", "Floor", "Ceil"),
+        *("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"),
+    }
+)
+
+
+def _array(value: Any) -> NDArray[Any] | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def params_of(dequantize: Any) -> QuantParams | None:
+    """Scale and zero point of a DequantizeLinear node; None when they are computed."""
+    scale = _array(dequantize.inputs[1])
+    if scale is None:
+        return None
+    if len(dequantize.inputs) > 2 and dequantize.inputs[2] is not None:
+        zero = _array(dequantize.inputs[2])
+        if zero is None:
+            return None
+    else:
+        zero = np.zeros(scale.shape, np.uint8)
+    given = dequantize.attributes.get("axis")
+    axis = None if scale.size == 1 else (given.as_int() if given is not None else 1)
+    if scale.size == 1:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    return QuantParams(scale=scale, zero_point=zero, axis=axis)
+
+
+def maker_of(value: Any) -> Any:
+    """The DequantizeLinear that makes `value`, None when another node does."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def fixed_params(value: Any) -> QuantParams | None:
+    """What a dequantized activation is quantized with; None for other values."""
+    node = maker_of(value)
+    return None if node is None or weight_of(value) is not None else params_of(node)
+
+
+def fixed_tensors(graph: Any) -> dict[str, QuantParams]:
+    """Every dequantized activation of the graph by name, with what it is quantized with."""
+    found: dict[str, QuantParams] = {}
+    for node in graph:
+        if node.op_type == "DequantizeLinear":
+            params = fixed_params(node.outputs[0])
+            if params is not None:
+                found[node.outputs[0].name] = params
+    return found
+
+
+def weight_of(value: Any) -> Any:
+    """The DequantizeLinear behind a constant that is stored in integers, or quantized in the graph.
+
+    Found through nodes that move values; None when `value` is no such weight.
+    """
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVES:
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or params_of(node) is None:
+        return None
+    source = node.inputs[0]
+    if _array(source) is not None:
+        return node
+    before = source.producer()
+    if before is not None and before.op_type == "QuantizeLinear":
+        return node if _array(before.inputs[0]) is not None else None
+    return None
+
+
+def has_quantizer(value: Any) -> bool:
+    """Whether a QuantizeLinear reads `value`: it has a scale already."""
+    return any(use.node.op_type == "QuantizeLinear" and use.idx == 0 for use in value.uses())
+
+
+def is_settled(value: Any) -> bool:
+    """Whether `value` needs no scale of its own: it is quantized, or was."""
+    return has_quantizer(value) or fixed_params(value) is not None
+
+
+def is_quantized(node: Any) -> bool:
+    """Whether the layer reads integers on both sides already."""
+    return (
+        len(node.inputs) > 1
+        and fixed_params(node.inputs[0]) is not None
+        and weight_of(node.inputs[1]) is not None
+    )
+
+
+def share(graph: Any, operators: tuple[str, ...]) -> int:
+    """Let every compute node read the quantized form of a tensor that has one; return how many changed.
+
+    Only nodes of `operators` are changed: an addition may want the exact value.
+    """
+    changed = 0
+    for node in graph:
+        if node.op_type not in operators or node.inputs[0] is None:
+            continue
+        for use in node.inputs[0].uses():
+            if use.node.op_type != "QuantizeLinear" or use.idx != 0:
+                continue
+            readers = [reader.node for reader in use.node.outputs[0].uses()]
+            behind = [reader for reader in readers if reader.op_type == "DequantizeLinear"]
+            if behind:
+                node.replace_input_with(0, behind[0].outputs[0])
+                changed += 1
+                break
+    return changed
+
+
+def store_integers(graph: Any) -> int:
+    """Replace QuantizeLinear of constants by the integers that it makes; return how many.
+
+    round_half_even(w / scale) + zero_point in float32, saturated: what the operator computes
+    (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
+    """
+    import onnx_ir as ir
+
+    count = 0
+    for node in list(graph):
+        if node.op_type != "QuantizeLinear":
+            continue
+        weight, params = _array(node.inputs[0]), params_of(node)
+        if weight is None or params is None or params.zero_point.dtype not in (np.int8, np.uint8):
+            continue
+        shape = [1] * weight.ndim
+        if params.axis is not None:
+            shape[params.axis] = -1
+        scale = params.scale.reshape(shape) if params.axis is not None else params.scale
+        zero = params.zero_point.reshape(shape) if params.axis is not None else params.zero_point
+        limits = np.iinfo(params.zero_point.dtype)
+        levels = np.rint(weight / scale) + zero.astype(np.float32)
+        integers = np.clip(levels, limits.min, limits.max).astype(params.zero_point.dtype)
+        result = node.outputs[0]
+        name = f"{node.inputs[0].name}.{result.name}"
+        value = ir.Value(name=name, const_value=ir.tensor(integers, name=name))
+        value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+        graph.initializers[name] = value
+        ir.convenience.replace_all_uses_with(result, value)
+        graph.remove(node, safe=True)
+        count += 1
+    return count
+
+
+def signature(model: onnx.ModelProto) -> frozenset[tuple[str, bytes, str, bytes]]:
+    """Every (kind, scale bytes, zero point type, zero point bytes) that the main graph quantizes with.
+
+    Two graphs with the same one quantize with the same numbers, bit for bit. Kind is "weight" for
+    constants, "activation" for the rest; scales that are computed are left out.
+    """
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    graph = ir.from_proto(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    common.IdentityEliminationPass()(graph)
+    found: set[tuple[str, bytes, str, bytes]] = set()
+    for node in graph.graph:
+        if node.op_type != "DequantizeLinear":
+            continue
+        params = params_of(node)
+        if params is None:
+            continue
+        kind = "weight" if weight_of(node.outputs[0]) is not None else "activation"
+        zero = params.zero_point
+        found.add((kind, params.scale.tobytes(), str(zero.dtype), zero.tobytes()))
+    return frozenset(found)
+
+
+def rounds(model: onnx.ModelProto) -> bool:
+    """Whether the graph makes integers of activations: equal up to rounding is then all that can be asked."""
+    alive = {value.name for value in model.graph.input}
+    alive -= {item.name for item in model.graph.initializer}
+    for node in model.graph.node:
+        if not any(name in alive for name in node.input) or node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type in ROUNDING:
+            return True
+        alive.update(node.output)
+    return False

@@ -1,0 +1,81 @@
+"""Bundles of real models that several tests look at; each is exported once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import cli
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+RESNET20 = [
+    "--arch", "tests.architectures:resnet20", "--code", str(ROOT), "--imgsz", "32",
+    "--resize", "none", "--color", "rgb", "--scale", "1/255",
+    "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225",
+]  # fmt: skip
+"""How the published CIFAR ResNet-20 is loaded and fed."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle, the stage cache of its export, and the calibration images."""
+
+    bundle: Path
+    cache: Path
+    images: Path
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """The stage cache lies in `folder` within the block."""
+    before = os.environ.get("EDGEKIT_CACHE")
+    os.environ["EDGEKIT_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["EDGEKIT_CACHE"]
+        else:
+            os.environ["EDGEKIT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def resnet_bundle(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """ResNet-20 for x86-int8: 64 calibration images, accuracy on 200."""
+    folder = tmp_path_factory.mktemp("resnet20")
+    with np.load(assets / "cifar10" / "calib.npz") as archive:
+        np.savez(folder / "calib.npz", images=archive["images"][:64], labels=archive["labels"][:64])
+    arguments = [
+        "export", str(assets / "models" / "resnet20-12fca82f.th"), *RESNET20,
+        "--target", "x86-int8", "--images", str(folder / "calib.npz"), "--method", "minmax",
+        "--data", str(assets / "cifar10" / "test.npz"), "--limit", "200",
+        "--out", str(folder / "resnet20-x86-int8"), "--json",
+    ]  # fmt: skip
+    with cache_in(folder / "cache"):
+        assert cli.run(arguments) == 0
+    return Exported(folder / "resnet20-x86-int8", folder / "cache", folder / "calib.npz")
+
+
+@pytest.fixture(scope="session")
+def cells_bundle(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The blood-cell YOLO11n, pruned by half, for x86-int8: 8 calibration images, accuracy on 12."""
+    folder = tmp_path_factory.mktemp("cells")
+    (folder / "calib").mkdir()
+    for image in sorted((assets / "txl_pbc" / "images" / "train").iterdir())[:8]:
+        (folder / "calib" / image.name).symlink_to(image)
+    arguments = [
+        "export", str(assets / "models" / "yolo11n_cells_p50.pt"), "--target", "x86-int8",
+        "--images", str(folder / "calib"), "--method", "minmax",
+        "--data", str(assets / "txl_pbc" / "data.yaml"), "--limit", "12",
+        "--out", str(folder / "cells-x86-int8"), "--json",
+    ]  # fmt: skip
+    with cache_in(folder / "cache"):
+        assert cli.run(arguments) == 0
+    return Exported(folder / "cells-x86-int8", folder / "cache", folder / "calib")
