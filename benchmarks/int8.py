@@ -94,7 +94,9 @@ def main() -> None:
     profile = load_target("x86-int8")
     options = MeasureOptions(seconds=arguments.seconds)
     ratios = []
-    print("network                MACs INT8   ours vs FP32         theirs vs FP32       ours / theirs (latency)")
+    print(
+        "network                MACs INT8   ours vs FP32         theirs vs FP32       ours / theirs"
+    )
     for name in arguments.names:
         size = SIZES[name]
         contract = Preprocess(height=size, width=size)
@@ -105,7 +107,9 @@ def main() -> None:
             exported = export.run(
                 _checkpoint(name), contract, feeds[:2], folder / "e.onnx", export.ExportOptions()
             ).model
-            simple = simplify.run(exported, feeds[:2], folder / "s.onnx", simplify.SimplifyOptions()).model
+            simple = simplify.run(
+                exported, feeds[:2], folder / "s.onnx", simplify.SimplifyOptions()
+            ).model
             graph = prepare.run(simple, feeds[:2], folder / "p.onnx").model
             np.savez(folder / "images.npz", images=np.stack(pictures))
             calibration = calibrate.run(

@@ -60,17 +60,27 @@ class GraphMaker:
         graph = helper.make_graph(
             self.nodes,
             "test",
-            [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in inputs.items()],
-            [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in outputs.items()],
+            [
+                helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+                for n, s in inputs.items()
+            ],
+            [
+                helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+                for n, s in outputs.items()
+            ],
             self.weights,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+        )
         model = onnx.shape_inference.infer_shapes(model)
         onnx.checker.check_model(model, full_check=True)
         return model
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], optimize: bool = True) -> list[np.ndarray]:
+def run(
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray], optimize: bool = True
+) -> list[np.ndarray]:
     """Outputs of `model` in ONNX Runtime, one thread."""
     import onnxruntime as ort
 
@@ -83,7 +93,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], optimize: bool = T
     return session.run(None, feeds)
 
 
-def ranges_of(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+def ranges_of(
+    model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """Min-max ranges of `names` on one input."""
     from edgekit.types import Range
 
@@ -92,7 +104,9 @@ def ranges_of(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, np.
     have = {value.name for value in (*wide.graph.output, *wide.graph.input)}
     for name in names:
         if name not in have:
-            wide.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            wide.graph.output.append(
+                helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            )
     values = dict(zip([v.name for v in wide.graph.output], run(wide, feeds), strict=True))
     values.update(feeds)
     return {n: Range(low=float(values[n].min()), high=float(values[n].max())) for n in names}
@@ -100,4 +114,8 @@ def ranges_of(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, np.
 
 def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
     error = float(((reference.astype(np.float64) - other) ** 2).sum())
-    return float("inf") if error == 0 else 10 * np.log10(float((reference.astype(np.float64) ** 2).sum()) / error)
+    return (
+        float("inf")
+        if error == 0
+        else 10 * np.log10(float((reference.astype(np.float64) ** 2).sum()) / error)
+    )

@@ -100,9 +100,7 @@ def _calibration(
     section = request.target.quantize
     symmetric = section is not None and section.symmetric_activations
     if request.calibration is not None:
-        return calibrate.open_calibration(
-            request.calibration, request.method, symmetric=symmetric
-        )
+        return calibrate.open_calibration(request.calibration, request.method, symmetric=symmetric)
     options = calibrate.CalibrateOptions(
         method=request.method,
         symmetric=symmetric,

@@ -92,7 +92,9 @@ def mean_shift(
             return None
         shares = _tap_shares(node, wide.shape[2:])
         for axis, share in enumerate(shares):
-            wide = wide * share.reshape((1, 1, *(-1 if a == axis else 1 for a in range(len(shares)))))
+            wide = wide * share.reshape(
+                (1, 1, *(-1 if a == axis else 1 for a in range(len(shares))))
+            )
         taps: NDArray[np.float64] = wide.reshape(made, taken, -1).sum(axis=2)
         per_group = taps.reshape(groups, made // groups, taken)
         shift: NDArray[np.float64] = np.einsum(

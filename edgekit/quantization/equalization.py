@@ -102,7 +102,8 @@ def _by_input(weight: NDArray[np.floating], groups: int) -> NDArray[np.floating]
     """[C_out, C_in / groups, k...] → [C_in, C_out / groups * prod(k)]: what reads each channel."""
     made, taken = weight.shape[:2]
     split = weight.reshape(groups, made // groups, taken, -1).transpose(0, 2, 1, 3)
-    return split.reshape(groups * taken, -1)
+    result: NDArray[np.floating] = split.reshape(groups * taken, -1)
+    return result
 
 
 def _sizes(pair: Pair) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

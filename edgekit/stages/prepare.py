@@ -2,8 +2,8 @@
 
 The passes, in order, each leaving the computed function as it is (proved by parity afterwards):
 constants become initializers, initializers stop being inputs, BatchNormalization is folded, channels
-are evened out between convolutions where some are far larger than the others, every value and node gets a name, shapes
-are inferred. The Calibration names the hash of this graph.
+are evened out between convolutions where some are far larger than the others, every value and node
+gets a name, shapes are inferred. The Calibration names the hash of this graph.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.errors import BadInput
-from edgekit.quantization.equalization import equalize
 from edgekit.quantization import existing
+from edgekit.quantization.equalization import equalize
 from edgekit.quantization.folding import fold_batch_norms
 from edgekit.runtimes import open_session
 from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS, compare_sessions, demand

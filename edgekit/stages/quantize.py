@@ -95,12 +95,14 @@ def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...
         # all scales are there already; the input is observed so that there is a calibration
         return (graph.inputs[0].name,)
     if not names:
-        dynamic = any(node.op_type in ("ConvInteger", "MatMulInteger") for node in graph)
+        kinds = {node.op_type for node in graph}
+        hint = "Use a float target."
+        if kinds & {"ConvInteger", "MatMulInteger"}:
+            hint = "It is dynamically quantized: turn it into float first, --dequantize."
+        elif kinds & {"QLinearConv", "QLinearMatMul", "QGemm"}:
+            hint = "It is in integers already (QLinear): a float target takes it as it is."
         raise NotPossible(
-            f"{model.path.name} has nothing that {profile.name} computes in INT8.",
-            hint="It is dynamically quantized: turn it into float first, --dequantize."
-            if dynamic
-            else "Use a float target.",
+            f"{model.path.name} has nothing that {profile.name} computes in INT8.", hint=hint
         )
     return names
 
@@ -168,12 +170,13 @@ def run(
     for name in options.keep_float:
         if name not in known:
             raise BadInput(f"No node '{name}' in {model.path.name}, asked to stay float.")
+    rules = rules_of(profile)
     scheme = scheme_of(profile, options)
     kept = sum(existing.is_quantized(node) for node in graph.graph)
     if kept:
         existing.share(graph.graph, rules_of(profile).operators)
         common.TopologicalSortPass()(graph)
-    placement = place(graph, rules_of(profile), calibration.ranges, options.keep_float)
+    placement = place(graph, rules, calibration.ranges, options.keep_float)
     if not placement.compute:
         reasons = sorted(set(placement.floats.values()))
         raise NotPossible(

@@ -159,7 +159,7 @@ def test_an_ablation_switches_off_one_thing_at_a_time(
         capsys,
     )  # fmt: skip
     rows = {row["variant"]: row for row in found["rows"]}
-    assert list(rows)[0] == ""
+    assert next(iter(rows)) == ""
     assert {"INT8", "per-channel weights", "simplify", "runtime's graph optimizations"} <= set(rows)
     assert rows["INT8"]["precision"] == "fp32"
     assert rows["INT8"]["size_mb"] > 2 * rows[""]["size_mb"]

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from edgekit import onnx_file
-from edgekit.calibration.store import write
 from edgekit.calibration.statistics import Origin, Statistics
+from edgekit.calibration.store import write
 from edgekit.errors import BadInput
 from edgekit.preprocess import Preprocess
 from edgekit.quantization.bias_correction import input_channels, mean_shift

@@ -31,7 +31,9 @@ def test_conv_and_norm_become_one_conv(bias: bool, groups: int) -> None:
     assert [node.op_type for node in folded.graph.node] == ["Conv"]
     assert folded.graph.output[0].name == "y"
     x = np.random.default_rng(1).normal(size=(1, 4, 9, 9)).astype(np.float32)
-    np.testing.assert_allclose(run(folded, {"x": x})[0], run(model, {"x": x})[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        run(folded, {"x": x})[0], run(model, {"x": x})[0], rtol=2e-5, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -107,7 +107,9 @@ def test_value_moving_operators_share_the_scale_of_their_input() -> None:
     maker.conv("p", "c2", (8, 8))
     maker.conv("c2", "y", (8, 8))
     model = ir.from_proto(maker.model({"x": [1, 8, 16, 16]}, {"y": [1, 8, 8, 8]}))
-    placement = place(model, Rules(operators=RULES.operators, follow=RULES.follow, keep_float=()), _uniform(model))
+    placement = place(
+        model, Rules(operators=RULES.operators, follow=RULES.follow, keep_float=()), _uniform(model)
+    )
     assert placement.tensors["p"] == "c1"
     assert "n_p" in placement.carry
 

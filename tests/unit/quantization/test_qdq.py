@@ -19,7 +19,17 @@ from tests.graphs import GraphMaker, ranges_of, run, sqnr_db
 
 RULES = Rules(
     operators=("Conv", "Gemm", "MatMul"),
-    follow=("Relu", "Clip", "MaxPool", "Concat", "Add", "Sigmoid", "Mul", "GlobalAveragePool", "Flatten"),
+    follow=(
+        "Relu",
+        "Clip",
+        "MaxPool",
+        "Concat",
+        "Add",
+        "Sigmoid",
+        "Mul",
+        "GlobalAveragePool",
+        "Flatten",
+    ),
     keep_float=(),
 )
 X = {"x": np.random.default_rng(7).normal(size=(1, 8, 16, 16)).astype(np.float32)}
@@ -36,13 +46,26 @@ def _network() -> onnx.ModelProto:
     maker.node("Add", ["r1", "m2"], "a")
     maker.node("MaxPool", ["a"], "p", kernel_shape=[2, 2], strides=[2, 2])
     maker.conv("p", "c3", (16, 16), kernel=1, bias=False)
-    maker.node("Clip", ["c3", maker.weight("lo", np.array(0, np.float32)), maker.weight("hi", np.array(6, np.float32))], "k")
+    maker.node(
+        "Clip",
+        [
+            "c3",
+            maker.weight("lo", np.array(0, np.float32)),
+            maker.weight("hi", np.array(6, np.float32)),
+        ],
+        "k",
+    )
     maker.node("Concat", ["p", "k"], "j", axis=1)
     maker.conv("j", "c4", (8, 32))
     maker.node("GlobalAveragePool", ["c4"], "g")
     maker.node("Flatten", ["g"], "f")
     weight = maker.rng.normal(size=(5, 8)).astype(np.float32)
-    maker.node("Gemm", ["f", maker.weight("fw", weight), maker.weight("fb", np.ones(5, np.float32))], "y", transB=1)
+    maker.node(
+        "Gemm",
+        ["f", maker.weight("fw", weight), maker.weight("fb", np.ones(5, np.float32))],
+        "y",
+        transB=1,
+    )
     return maker.model({"x": [1, 8, 16, 16]}, {"y": [1, 5]})
 
 
@@ -100,7 +123,9 @@ def test_onnxruntime_fuses_everything_that_was_placed() -> None:
 
 def test_seven_bit_weights_stay_in_seven_bits() -> None:
     made = _quantized(_network(), Scheme(weight_bits=7))
-    weights = [onnx.numpy_helper.to_array(i) for i in made.graph.initializer if i.name.endswith(".int8")]
+    weights = [
+        onnx.numpy_helper.to_array(i) for i in made.graph.initializer if i.name.endswith(".int8")
+    ]
     assert weights and all(np.abs(w.astype(int)).max() <= 63 for w in weights)
 
 

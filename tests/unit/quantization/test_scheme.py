@@ -19,7 +19,9 @@ ASYMMETRIC = Scheme()
 SYMMETRIC = Scheme(activation_type="int8", symmetric_activations=True)
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 6.0), (-5.0, 0.0), (0.5, 2.0), (-3.0, -1.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.0, 3.0), (0.0, 6.0), (-5.0, 0.0), (0.5, 2.0), (-3.0, -1.0)]
+)
 def test_zero_is_exact_and_the_range_is_covered(low: float, high: float) -> None:
     params = activation_params(Range(low=low, high=high), ASYMMETRIC)
     scale, zero = float(params.scale), int(params.zero_point)
@@ -46,9 +48,9 @@ def test_a_range_without_extent_still_gives_a_usable_scale(span: Range, scheme: 
 @pytest.mark.parametrize("bits", [8, 7, 6, 4])
 def test_weights_use_their_bits_per_channel(bits: int) -> None:
     rng = np.random.default_rng(0)
-    weight = (rng.normal(size=(5, 4, 3, 3)) * np.array([1, 10, 0.1, 0, 1e-3])[:, None, None, None]).astype(
-        np.float32
-    )
+    weight = (
+        rng.normal(size=(5, 4, 3, 3)) * np.array([1, 10, 0.1, 0, 1e-3])[:, None, None, None]
+    ).astype(np.float32)
     scheme = Scheme(weight_bits=bits)
     scale = weight_scale(weight, 0, scheme)
     levels = quantize_weight(weight, scale, 0, scheme)

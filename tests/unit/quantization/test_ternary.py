@@ -99,7 +99,9 @@ def test_levels_of_a_layer_and_of_its_channels() -> None:
     assert levels is not None and not levels.per_channel
     assert float(levels.positive) == pytest.approx(0.31, rel=1e-6)
     assert float(levels.negative) == pytest.approx(0.22, rel=1e-6)
-    factor = np.random.default_rng(1).uniform(-2, 2, (16, 1, 1, 1))  # BatchNorm, negative gammas too
+    factor = np.random.default_rng(1).uniform(
+        -2, 2, (16, 1, 1, 1)
+    )  # BatchNorm, negative gammas too
     folded = (weight.astype(np.float64) * factor).astype(np.float32)
     levels = find_levels(folded)
     assert levels is not None and levels.per_channel

@@ -128,6 +128,23 @@ def test_the_table_names_the_remedies(
     assert ".png" in text
 
 
+def test_a_calibration_serves_quantize_and_debug_with_corrected_biases(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, statistics = _model(tmp_path / "m.onnx"), tmp_path / "c.npz"
+    given = ["--images", str(images), *CONTRACT, "--json"]
+    assert edgekit(["calibrate", str(model), "-t", "x86-int8", "-o", str(statistics), *given]) == 0
+    capsys.readouterr()
+    sqnr = {}
+    for option in ((), ("--bias-correction",)):
+        bits = ["--weight-bits", "4", "--calibration", str(statistics)]
+        assert edgekit(["quantize", str(model), *bits, *option, *given]) == 0
+        sqnr[option] = json.loads(capsys.readouterr().out)["parity"]["blocks"][0]["sqnr_db"]
+        answer = _debug(capsys, model, images, *bits, *option)
+        assert answer["sqnr_db"] == pytest.approx(sqnr[option], abs=3)
+    assert sqnr["--bias-correction",] > sqnr[()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -180,11 +197,9 @@ def test_clipping_and_rounding_are_told_apart() -> None:
 def test_the_method_that_keeps_a_tensor_is_suggested() -> None:
     from edgekit.calibration.statistics import Origin, Statistics
 
-    values = np.random.default_rng(2).normal(size=100_000).astype(np.float32)
-    values[0] = 500.0  # one outlier takes nearly all levels under min-max
-    statistics = Statistics(
-        Origin(graph_sha256="", preprocess="", versions={}, tensors=("t", "u"))
-    )
+    values = np.random.default_rng(2).normal(size=400_000).astype(np.float32)
+    values[0] = 20.0
+    statistics = Statistics(Origin(graph_sha256="", preprocess="", versions={}, tensors=("t", "u")))
     statistics.add("ab" * 32, "image", {"t": values, "u": values[1:]})
     methods = debug_advice.Methods(statistics, Scheme())
     spoiled = activation_params(Range(low=-5.0, high=500.0), Scheme())

@@ -22,7 +22,9 @@ class FakeModel:
     def attempt(self, choice: Choice) -> Trial:
         self.asked.append(choice)
         agreement = self.base[choice.method] + sum(self.gain.get(n, 0) for n in choice.keep_float)
-        return Trial(choice=choice, agreement=agreement, int8_mac_share=self.share(choice.keep_float))
+        return Trial(
+            choice=choice, agreement=agreement, int8_mac_share=self.share(choice.keep_float)
+        )
 
     @staticmethod
     def share(keep: Iterable[str]) -> float:
@@ -74,7 +76,9 @@ def test_the_first_choice_is_tried_even_without_time() -> None:
 def test_known_trials_are_not_repeated() -> None:
     first = FakeModel(BASE, {"a": 0.03, "d": 0.03})
     kept: list[Trial] = []
-    whole = _run(first, SearchOptions(), remember=lambda trials: kept.__setitem__(slice(None), trials))
+    whole = _run(
+        first, SearchOptions(), remember=lambda trials: kept.__setitem__(slice(None), trials)
+    )
     second = FakeModel(BASE, {"a": 0.03, "d": 0.03})
     again = _run(second, SearchOptions(), known=tuple(kept))
     assert second.asked == []
@@ -106,7 +110,9 @@ def test_biases_are_corrected_on_the_best_ranges_and_with_float_layers() -> None
 def test_the_second_best_is_corrected_only_when_it_is_close() -> None:
     model = FakeCorrection({"percentile": 0.932, "mse": 0.93, "minmax": 0.80}, {})
     _run(model, SearchOptions(), corrects=True)
-    methods = [choice.method for choice in model.asked if choice.bias_correction and not choice.keep_float]
+    methods = [
+        choice.method for choice in model.asked if choice.bias_correction and not choice.keep_float
+    ]
     assert methods == ["percentile", "mse"]
 
 
