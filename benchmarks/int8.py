@@ -59,8 +59,12 @@ def _pictures(size: int, count: int = 8) -> Iterator[np.ndarray]:
 
 def _peer(model: Path, out: Path, feeds: list[np.ndarray], name: str) -> None:
     """onnxruntime's quantize_static with its defaults for all operators."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -185,6 +185,14 @@ class StageCache:
                     return folder
         raise BadInput(f"The cache {self.folder} has 1000 unfinished runs of {key}.")
 
+    def discard(self, key: str) -> bool:
+        """Remove the entry of `key`, so that `put` can write another; False when it is in use."""
+        held = self._held.pop(key, None)
+        if held is not None:
+            held.release()
+        with self._errors():
+            return self._discard(key)
+
     def evict(self) -> int:
         """Remove the least recently used entries until the cap holds; returns how many went.
 

@@ -12,6 +12,7 @@ from edgekit.types import Engine, OnnxModel
 # runtime → module with `build(model, profile, out) -> Engine`; a new builder is a module and a line
 BUILDERS = {
     "onnxruntime": "edgekit.builders.onnxruntime",
+    "ncnn": "edgekit.builders.ncnn",
 }
 
 

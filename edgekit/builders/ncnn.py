@@ -122,9 +122,7 @@ def input_tensors(model: NcnnModel, inputs: tuple[TensorSpec, ...]) -> tuple[Ten
     )
 
 
-def output_tensors(
-    model: NcnnModel, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Tensor, ...]:
+def output_tensors(model: NcnnModel, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Tensor, ...]:
     """ncnn's outputs with the names and shapes of the ONNX model's, which `shapes` has in order."""
     try:
         blobs = ncnn_param.sorted_outputs(model.graph.outputs)
@@ -203,7 +201,7 @@ def write(
 def pair_notes() -> tuple[str, ...]:
     """The versions of pnnx and ncnn, and a word where they are not the pair that is tested."""
     found = versions_of("ncnn", "pnnx")
-    notes = (f"pnnx {found['pnnx']}, ncnn {found['ncnn']}",)
+    notes: tuple[str, ...] = (f"pnnx {found['pnnx']}, ncnn {found['ncnn']}",)
     if found != PAIR:
         notes += (f"tested together are pnnx {PAIR['pnnx']} and ncnn {PAIR['ncnn']}",)
     return notes

@@ -35,7 +35,8 @@ _CHAINED = ("Convolution", "ConvolutionDepthWise")
 # bit 6 of a layer's feature mask (31=) turns Winograd off for it
 _NO_WINOGRAD = 1 << 6
 _MASK = 31
-_LIMITS = {8: 127, 7: 63, 6: 31}
+WEIGHT_LIMITS = {8: 127, 6: 31}
+"""Bits of a weight → its largest level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class LayerScale:
     @classmethod
     def of_range(cls, amax: float, weight_bits: int) -> LayerScale:
         """For an input whose largest magnitude is `amax`."""
-        return cls(input_scale=float(input_scale(amax)), weight_bits=weight_bits)
+        return cls(input_scale=input_scale(amax), weight_bits=weight_bits)
 
 
 Plan = Mapping[int, LayerScale]
@@ -97,8 +98,9 @@ def weight_scales(layer: NcnnLayer, weight: Array, bits: int) -> NDArray[np.floa
     """limit / largest magnitude for each channel, float32 [C]; 1 for a channel of zeros."""
     amax = np.abs(weight.floats().reshape(groups_of(layer), -1)).max(axis=1)
     with np.errstate(divide="ignore", over="ignore"):
-        scales = np.float32(_LIMITS[bits]) / amax
-    return np.where(np.isfinite(scales), scales, np.float32(1)).astype(np.float32)
+        scales = np.float32(WEIGHT_LIMITS[bits]) / amax
+    usable: NDArray[np.float32] = np.where(np.isfinite(scales), scales, np.float32(1))
+    return usable.astype(np.float32)
 
 
 def rounded(values: NDArray[Any], scale: NDArray[np.float32] | float) -> NDArray[np.int8]:
@@ -109,16 +111,24 @@ def rounded(values: NDArray[Any], scale: NDArray[np.float32] | float) -> NDArray
     return result
 
 
-def input_scale(amax: float) -> np.float32:
-    """127 / amax; 1 for an input that was always zero."""
-    scale = np.float32(127.0) / np.float32(amax) if amax > 0 else np.float32(1)
-    return scale if np.isfinite(scale) else np.float32(1)
+def input_scale(amax: float) -> float:
+    """127 / amax, rounded to float32; 1 for an input that was always zero."""
+    if not amax > 0:
+        return 1.0
+    with np.errstate(over="ignore", divide="ignore"):
+        scale = float(np.float32(127.0) / np.float32(amax))
+    return scale if np.isfinite(scale) else 1.0
 
 
-def quantize(model: NcnnModel, plan: Plan) -> NcnnModel:
+Levels = Mapping[int, NDArray[np.int8]]
+"""Place in the graph → the integers of its weights, int8 [channels or groups, weights of each]."""
+
+
+def quantize(model: NcnnModel, plan: Plan, levels: Levels | None = None) -> NcnnModel:
     """`model` with the layers of `plan` in INT8; the others stay as they are.
 
-    Raises NotPossible for a layer that cannot be quantized.
+    `levels` gives the integers of weights that were rounded otherwise than to the nearest. Raises
+    NotPossible for a layer that cannot be quantized.
     """
     possible = set(quantizable(model))
     fused = requantized(model.graph, plan)
@@ -131,20 +141,26 @@ def quantize(model: NcnnModel, plan: Plan) -> NcnnModel:
             continue
         if place not in possible:
             raise NotPossible(f"ncnn cannot compute layer '{layer.name}' ({layer.type}) in INT8.")
-        changes[place], quantized = _quantized(layer, arrays, scale, fused.get(place))
+        own = None if levels is None else levels.get(place)
+        changes[place], quantized = _quantized(layer, arrays, scale, own, fused.get(place))
         weights.append(quantized)
     return dataclasses.replace(model, graph=model.graph.replaced(changes), weights=weights)
 
 
 def _quantized(
-    layer: NcnnLayer, arrays: Mapping[str, Array], scale: LayerScale, output_scale: float | None
+    layer: NcnnLayer,
+    arrays: Mapping[str, Array],
+    scale: LayerScale,
+    levels: NDArray[np.int8] | None,
+    output_scale: float | None,
 ) -> tuple[NcnnLayer, dict[str, Array]]:
     weight = arrays["weight"]
     if scale.weight_scales is None:
         scales = weight_scales(layer, weight, scale.weight_bits)
     else:
         scales = np.array(scale.weight_scales, np.float32)
-    levels = rounded(weight.floats().reshape(groups_of(layer), -1), scales[:, None])
+    if levels is None:
+        levels = rounded(weight.floats().reshape(groups_of(layer), -1), scales[:, None])
     result = {
         "weight": ncnn_bin.stored(levels, ncnn_bin.INT8),
         **({"bias": arrays["bias"]} if "bias" in arrays else {}),
@@ -156,7 +172,7 @@ def _quantized(
         term += 100
         result["output_scale"] = ncnn_bin.plain([output_scale])
     changes: dict[int, int | float | str | None] = {8: term}
-    if uses_winograd(layer) and int(np.abs(levels).max(initial=0)) > _LIMITS[6]:
+    if uses_winograd(layer) and int(np.abs(levels).max(initial=0)) > WEIGHT_LIMITS[6]:
         # its sums of 32 bits overflow with more than 6 bits
         changes[_MASK] = layer.integer(_MASK) | _NO_WINOGRAD
     return layer.with_params(changes), result
@@ -175,8 +191,7 @@ def plan_of_table(model: NcnnModel, table: Table) -> dict[int, LayerScale]:
         if name not in by_name:
             raise BadInput(
                 f"The table names the layer '{name}', which the model does not have in float.",
-                hint="Use the table of this very .param: "
-                + nearest(name, list(by_name)),
+                hint="Use the table of this very .param: " + nearest(name, list(by_name)),
             )
         place = by_name[name]
         needed = groups_of(model.graph.layers[place])

@@ -275,7 +275,9 @@ def lower_opset(model: Any) -> int:
 
     version = model.graph.opset_imports.get("") or 0
     nodes = [node for node in model.graph if node.domain in ("", "ai.onnx")]
-    if version <= 17 or not any(n.op_type in _REDUCTIONS or n.op_type == "ReduceSum" for n in nodes):
+    if version <= 17 or not any(
+        n.op_type in _REDUCTIONS or n.op_type == "ReduceSum" for n in nodes
+    ):
         return 0
     if not all(onnx.defs.has(node.op_type, 17, "") for node in nodes):
         return 0

@@ -39,7 +39,9 @@ class FixedFakeQuantize(nn.Module):  # type: ignore[misc]
         super().__init__()
         shape = () if axis is None else (-1,)
         self.register_buffer("scale", scale.detach().float().reshape(shape).clone())
-        self.register_buffer("zero_point", zero_point.detach().to(torch.int32).reshape(shape).clone())
+        self.register_buffer(
+            "zero_point", zero_point.detach().to(torch.int32).reshape(shape).clone()
+        )
         self.low, self.high, self.axis = low, high, axis
         self.full = _SIGNED if low < 0 else _UNSIGNED
 
@@ -61,7 +63,9 @@ class FixedFakeQuantize(nn.Module):  # type: ignore[misc]
         shape = [1] * x.dim()
         shape[self.axis] = -1
         scale, zero = self.scale.reshape(shape), self.zero_point.reshape(shape)
-        return torch.minimum(torch.maximum(x, (self.low - zero) * scale), (self.high - zero) * scale)
+        return torch.minimum(
+            torch.maximum(x, (self.low - zero) * scale), (self.high - zero) * scale
+        )
 
 
 class QuantizedLayer(nn.Module):  # type: ignore[misc]

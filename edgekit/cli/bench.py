@@ -10,7 +10,7 @@ import click
 
 from edgekit.cli.checkpoint_options import checkpoint_options, load_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
-from edgekit.cli.model_options import size_of
+from edgekit.cli.model_options import runtime_option, size_of
 from edgekit.errors import LatencyBudgetMissed, UsageError
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ Examples:
     help="Seconds to wait for one run.",
 )
 @click.option("--imgsz", metavar="N|HxW", help="Input size, where the model leaves it open.")
+@runtime_option
 @checkpoint_options
 @json_option
 def command(
@@ -136,8 +137,8 @@ def command(
         affinity=cpu_list(affinity) if affinity is not None else (),
         timeout_s=timeout_s,
     )
-    load, size = load_options(arguments), size_of(imgsz)
-    this = resolve(model, inputs, load, size)
+    load, size, runtime = load_options(arguments), size_of(imgsz), arguments["runtime"]
+    this = resolve(model, inputs, load, size, runtime)
     other_report: LatencyReport | None = None
     ratio: SpeedUp | None = None
     if against is None:
@@ -178,10 +179,12 @@ def resolve(
     inputs: Path | None = None,
     load: LoadOptions | None = None,
     size: tuple[int, int] | None = None,
+    runtime: str | None = None,
 ) -> ModelToTime:
     """What to time for a path of the command line: a checkpoint, an ONNX file, or a bundle's folder.
 
-    `size` (height, width) is for checkpoints and files that leave it open. Raises what
+    `size` (height, width) is for checkpoints and files that leave it open; `runtime` chooses among
+    those of a bundle. Raises what
     `edgekit.stages.opening.describe` raises.
     """
     from edgekit.stages.measure import ModelToTime
@@ -202,7 +205,7 @@ def resolve(
         )
     from edgekit.stages.opening import describe
 
-    named = describe(path, load)
+    named = describe(path, load, runtime=runtime)
     if inputs is None and named.golden:
         # a bundle carries real inputs: its golden samples
         inputs = named.golden[0]

@@ -52,6 +52,12 @@ Examples:
 )
 @click.option("--split", default="val", show_default=True, help="train, val or test.")
 @click.option(
+    "--data-images",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of a COCO json's images. [default: found beside it]",
+)
+@click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), help="Use N labelled images, spread evenly."
 )
 @click.option(
@@ -152,6 +158,7 @@ def command(
         baseline=arguments["baseline"],
         data=arguments["data"],
         split=arguments["split"],
+        data_images=arguments["data_images"],
         limit=arguments["limit"],
         images=arguments["images"],
         size=size_of(arguments["imgsz"]),

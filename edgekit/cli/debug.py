@@ -81,7 +81,8 @@ def command(
 
     Each layer is tried alone in INT8; its weights' error, the clipping and rounding of what it reads
     and makes, and the noise that has gathered at its output stand beside it. SQNR is the
-    signal-to-noise ratio in dB: higher is better, 6 dB are one bit.
+    signal-to-noise ratio in dB: higher is better, 6 dB are one bit. INT8 is computed by ONNX Runtime
+    here, by the target's rules and ranges, whatever runtime the target has.
     """
     from edgekit.pipeline.debug import DebugRequest, run
     from edgekit.stages.quantize import QuantizeOptions

@@ -10,7 +10,7 @@ import click
 from edgekit.cli.checkpoint_options import checkpoint_options
 from edgekit.cli.console import emit, json_option, note, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
-from edgekit.cli.model_options import open_model, size_of
+from edgekit.cli.model_options import open_model, runtime_option, size_of
 
 
 @click.command(
@@ -58,6 +58,7 @@ Examples:
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Runtime threads. [default: cores but one]"
 )
+@runtime_option
 @checkpoint_options
 @preprocess_options
 @json_option

@@ -11,7 +11,7 @@ import click
 from edgekit.cli.checkpoint_options import checkpoint_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
-from edgekit.cli.model_options import open_model, size_of
+from edgekit.cli.model_options import open_model, runtime_option, size_of
 
 if TYPE_CHECKING:
     from edgekit.metrics.datasets import Dataset
@@ -120,6 +120,7 @@ Examples:
     show_default=True,
     help="Lowest score of a box that --save-images draws.",
 )
+@runtime_option
 @checkpoint_options
 @preprocess_options
 @json_option

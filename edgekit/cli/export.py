@@ -48,7 +48,9 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
 @click.option("--input-shape", help="Input shape, e.g. 1,3,320,320.")
 @click.option("--dynamic", is_flag=True, help="Leave the batch axis free.")
 @click.option(
-    "--dequantize", is_flag=True, help="Turn a dynamically quantized ONNX model into float first."
+    "--dequantize",
+    is_flag=True,
+    help="Turn a quantized model (dynamic INT8, QDQ, QAT) into float first.",
 )
 @click.option("--head", help="How outputs are decoded: yolov5, yolov8, yolo26, yolox, logits.")
 @click.option(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 from edgekit.cli.checkpoint_options import load_options
 from edgekit.errors import UsageError
@@ -12,11 +15,23 @@ if TYPE_CHECKING:
     from edgekit.stages.opening import NamedModel
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def runtime_option(function: F) -> F:
+    """Add `--runtime`: which of a bundle's models is meant."""
+    return click.option(
+        "--runtime",
+        help="Which of a bundle's runtimes: onnxruntime, ncnn, … [default: its main one]",
+    )(function)
+
+
 def open_model(path: Path, arguments: dict[str, Any]) -> NamedModel:
-    """Describe the model at `path`; takes the checkpoint flags out of `arguments`."""
+    """Describe the model at `path`; takes --runtime and the checkpoint flags out of `arguments`."""
     from edgekit.stages.opening import describe
 
-    return describe(path, load_options(arguments))
+    runtime = arguments.pop("runtime", None)
+    return describe(path, load_options(arguments), runtime=runtime)
 
 
 def size_of(imgsz: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import click
 from edgekit.cli.checkpoint_options import checkpoint_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
-from edgekit.cli.model_options import open_model, size_of
+from edgekit.cli.model_options import open_model, runtime_option, size_of
 
 if TYPE_CHECKING:
     from edgekit.pipeline.profile import ProfileAnswer
@@ -67,6 +67,7 @@ Examples:
     help="Longest first, worst SQNR first, or as they run.",
 )
 @click.option("--imgsz", metavar="N|HxW", help="Input size, where the model leaves it open.")
+@runtime_option
 @checkpoint_options
 @preprocess_options
 @json_option

@@ -12,31 +12,55 @@ from edgekit.cli.contract import contract_overrides, preprocess_options
 from edgekit.errors import UsageError
 
 EPILOG = """\b
-Example:
+Examples:
   edgekit simplify model.onnx --prepare --out prepared.onnx
   edgekit calibrate prepared.onnx --images calib/ --out calibration.npz
   edgekit quantize prepared.onnx --calibration calibration.npz --target x86-int8
+  edgekit quantize prepared.onnx --mode dynamic --images calib/
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--calibration", type=click.Path(path_type=Path), help="Statistics of this very model.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Statistics of this very model."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["static", "dynamic"]),
+    default="static",
+    show_default=True,
+    help="Ranges from a calibration, or from every input anew.",
+)
 @click.option("--images", type=click.Path(path_type=Path), help="Images for the parity check.")
 @click.option("--target", "-t", default="x86-int8", show_default=True, help="Target profile.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="[default: MODEL.int8.onnx]")
-@click.option("--method", default="percentile", show_default=True,
-              help="minmax, entropy, percentile or mse; no image is run again.")
-@click.option("--per-channel/--per-tensor", default=None, help="Weight scales; default: the profile's.")
-@click.option("--weight-bits", type=click.Choice(["4", "6", "7", "8"]), help="Default: the profile's.")
-@click.option("--bias-correction", is_flag=True,
-              help="Take what rounding the weights adds to the mean outputs off the biases.")
-@click.option("--keep-float", multiple=True, metavar="NODE", help="A node that stays float (repeatable).")
+@click.option(
+    "--method",
+    default="percentile",
+    show_default=True,
+    help="minmax, entropy, percentile or mse; no image is run again.",
+)
+@click.option(
+    "--per-channel/--per-tensor", default=None, help="Weight scales; default: the profile's."
+)
+@click.option(
+    "--weight-bits", type=click.Choice(["4", "6", "7", "8"]), help="Default: the profile's."
+)
+@click.option(
+    "--bias-correction",
+    is_flag=True,
+    help="Take what rounding the weights adds to the mean outputs off the biases.",
+)
+@click.option(
+    "--keep-float", multiple=True, metavar="NODE", help="A node that stays float (repeatable)."
+)
 @preprocess_options
 @json_option
 def command(
     model: Path,
     calibration: Path | None,
+    mode: str,
     images: Path | None,
     target: str,
     out: Path | None,
@@ -50,14 +74,17 @@ def command(
 ) -> None:
     """Insert INT8 QDQ into MODEL by the target's placement rules.
 
-    The result is a plain ONNX file. With --images its outputs are compared with the float model's,
-    block by block.
+    With --mode dynamic the layers become operators on integers that find the range of what they read
+    for every input: no calibration, but slower, and everything between them is float. The result is
+    a plain ONNX file. With --images its outputs are compared with the float model's, block by block.
     """
     from edgekit.pipeline.single import open_for_parity
-    from edgekit.stages import calibrate, quantize
+    from edgekit.stages import calibrate, quantize, quantize_dynamic
     from edgekit.target import load_target
 
-    if calibration is None:
+    if mode == "dynamic" and calibration is not None:
+        raise UsageError("--mode dynamic takes no calibration.", hint="Leave out --calibration.")
+    if mode == "static" and calibration is None:
         raise UsageError(
             "No calibration was given.",
             hint=f"edgekit calibrate {model} --images DIR --out calibration.npz",
@@ -74,16 +101,14 @@ def command(
     )
     with progress(quiet=as_json) as bar:
         bar(0, 0, "quantize")
-        symmetric = profile.quantize is not None and profile.quantize.symmetric_activations
-        ranges = calibrate.open_calibration(calibration, method, symmetric=symmetric)
-        done = quantize.run(
-            subject.model,
-            ranges,
-            profile,
-            subject.feeds if images is not None else [],
-            out or model.with_suffix(".int8.onnx"),
-            options,
-        )
+        feeds = subject.feeds if images is not None else []
+        out = out or model.with_suffix(".int8.onnx")
+        if calibration is None:
+            done = quantize_dynamic.run(subject.model, profile, feeds, out, options)
+        else:
+            symmetric = profile.quantize is not None and profile.quantize.symmetric_activations
+            ranges = calibrate.open_calibration(calibration, method, symmetric=symmetric)
+            done = quantize.run(subject.model, ranges, profile, feeds, out, options)
     if as_json:
         emit(
             {

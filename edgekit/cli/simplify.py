@@ -25,10 +25,18 @@ Example:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="[default: MODEL.simple.onnx]")
 @click.option("--images", type=click.Path(path_type=Path), help="Images for the parity check.")
-@click.option("--prepare", "also_prepare", is_flag=True, help="Fold BatchNorm and lift constants too.")
-@click.option("--dequantize", "to_float", is_flag=True,
-              help="Turn a dynamically quantized model into float first.")
-@click.option("--time-limit", type=float, default=300.0, show_default=True, help="Seconds per tool.")
+@click.option(
+    "--prepare", "also_prepare", is_flag=True, help="Fold BatchNorm and lift constants too."
+)
+@click.option(
+    "--dequantize",
+    "to_float",
+    is_flag=True,
+    help="Turn a quantized model (dynamic INT8 or QDQ) into float first.",
+)
+@click.option(
+    "--time-limit", type=float, default=300.0, show_default=True, help="Seconds per tool."
+)
 @preprocess_options
 @json_option
 def command(
@@ -57,7 +65,8 @@ def command(
     with progress(quiet=as_json) as bar:
         bar(0, 0, "simplify")
         options = simplify.SimplifyOptions(time_limit_s=time_limit)
-        source, notes = subject.model, ()
+        source = subject.model
+        notes: tuple[str, ...] = ()
         if to_float:
             # the float model takes the place of the input; what it is compared with was the input
             turned = dequantize.run(source, subject.feeds, target)

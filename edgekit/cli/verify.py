@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli.checkpoint_options import checkpoint_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress
 from edgekit.cli.contract import contract_overrides, preprocess_options
 from edgekit.errors import BadInput, UsageError, VerificationFailed
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Images to use."
 )
+@click.option("--imgsz", metavar="N|HxW", help="Input size, where two models leave it open.")
+@checkpoint_options
 @preprocess_options
 @json_option
 def command(
@@ -33,8 +36,9 @@ def command(
     reference: Path | None,
     images: Path | None,
     limit: int,
+    imgsz: str | None,
     as_json: bool,
-    **contract: Any,
+    **arguments: Any,
 ) -> int:
     """Check the bundle PATH, or the parity of the model PATH with the model REFERENCE.
 
@@ -46,9 +50,13 @@ def command(
     Example:
       edgekit verify yolov5n-x86-int8/
       edgekit verify simplified.onnx exported.onnx --images photos/
+      edgekit verify exported.onnx best.pt --images photos/
     """
-    overrides = contract_overrides(contract)
-    checks = _checks(path, reference, images, limit, overrides, as_json)
+    overrides = contract_overrides(arguments)
+    if reference is not None and not (_is_onnx(path) and _is_onnx(reference)):
+        checks = _any_two(path, reference, images, limit, overrides, imgsz, arguments, as_json)
+    else:
+        checks = _checks(path, reference, images, limit, overrides, as_json)
     ok = all(check.ok for check in checks)
     if as_json:
         emit({"ok": ok, "checks": checks})
@@ -65,6 +73,44 @@ def command(
             + (f" and {len(failed) - 4} more." if failed[4:] else ".")
         )
     return 0 if ok else VerificationFailed.exit_code
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether `path` is for the comparison of two ONNX models, or for its error messages."""
+    from edgekit.bundle import is_bundle, read_manifest
+
+    if is_bundle(path):
+        return read_manifest(path).model().files[0].endswith(".onnx")
+    return path.suffix.lower() == ".onnx" or not path.is_file()
+
+
+def _any_two(
+    path: Path,
+    reference: Path,
+    images: Path | None,
+    limit: int,
+    overrides: dict[str, Any],
+    imgsz: str | None,
+    arguments: dict[str, Any],
+    quiet: bool,
+) -> list[Check]:
+    """Two models of which one at least is no ONNX graph: a checkpoint, another runtime's model."""
+    from edgekit.cli.checkpoint_options import load_options
+    from edgekit.cli.model_options import size_of
+    from edgekit.stages.opening import describe
+    from edgekit.stages.verify_any import verify_any
+
+    load = load_options(arguments)
+    with progress(quiet=quiet) as report:
+        return verify_any(
+            describe(path, load),
+            describe(reference, load),
+            images=images,
+            overrides=overrides,
+            size=size_of(imgsz),
+            limit=limit,
+            progress=report,
+        )
 
 
 def _checks(

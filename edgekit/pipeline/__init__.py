@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgekit import cpu
 from edgekit.cache import StageCache
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import EdgekitError, NotPossible, UsageError
 from edgekit.filehash import FileHashes
 from edgekit.pipeline.packing import Made, is_there, pack
 from edgekit.pipeline.request import ExportRequest, ExportResult
+from edgekit.pipeline.routes import steps_for
 from edgekit.pipeline.runner import StageRunner
-from edgekit.pipeline.steps import Steps
 from edgekit.pipeline.verdict import budget_missed, decide
 from edgekit.types import Progress, StageReport, no_progress
 
@@ -36,22 +37,23 @@ def export(
     _demand_possible(request)
     with StageCache(note=note) as cache, FileHashes(cache.folder / "hashes.json") as hashes:
         runner = StageRunner(cache, progress, note, fresh=request.fresh)
-        steps = Steps(request, runner, hashes)
+        steps = steps_for(request, runner, hashes)
         exported = steps.export()
         if exported.value.warning:
             note(f"Warning: {exported.value.warning}")
         simplified = steps.simplify(exported)
         prepared = steps.prepare(exported, simplified)
+        plain = steps.float_model(exported, prepared)
         calibration = quantized = None
         if profile.is_int8:
             calibration = steps.calibrate(exported, prepared)
             quantized = steps.quantize(exported, prepared, calibration)
         built = steps.build(prepared, quantized)
-        evaluated_float = steps.evaluate("evaluate float", exported, prepared.value.model)
+        evaluated_float = steps.evaluate("evaluate float", exported, plain.value.engine)
         evaluated_int8 = None
         if quantized is not None:
-            evaluated_int8 = steps.evaluate("evaluate int8", exported, quantized.value.model)
-        measured = steps.measure(exported, prepared, built, quantized)
+            evaluated_int8 = steps.evaluate("evaluate int8", exported, quantized.value.runnable)
+        measured = steps.measure(exported, plain, built, quantized)
         float_accuracy = evaluated_float.value.accuracy if evaluated_float else None
         int8_accuracy = evaluated_int8.value.accuracy if evaluated_int8 else None
         verdict = decide(
@@ -65,6 +67,7 @@ def export(
             exported=exported,
             simplified=simplified,
             prepared=prepared,
+            plain=plain,
             calibration=calibration,
             quantized=quantized,
             built=built,
@@ -85,8 +88,7 @@ def export(
             verdict=verdict.text,
             stages=tuple(runner.reports),
             parameters=exported.value.parameters,
-            size_mb=(built.value.size_bytes if carries_int8 else prepared.value.model.size_bytes)
-            / 1e6,
+            size_mb=(built if carries_int8 else plain).value.size_bytes / 1e6,
             float_latency=measured.value.float_latency,
             int8_latency=measured.value.int8_latency,
             speedup=measured.value.speedup,
@@ -108,6 +110,13 @@ def _demand_possible(request: ExportRequest) -> None:
         raise UsageError(
             f"The target {request.target.name} calibrates, and no calibration images were given.",
             hint="Give a folder of a hundred or so typical images: --images DIR.",
+        )
+    timed = request.max_p99_ms is not None or request.max_p50_ms is not None
+    if timed and request.target.device.arch != cpu.detect().arch:
+        raise NotPossible(
+            f"A latency budget for {request.target.name} cannot be checked here: it is built for "
+            f"{request.target.device.arch}, this machine is {cpu.detect().arch}.",
+            hint="Export without it, and measure the bundle on the board.",
         )
 
 

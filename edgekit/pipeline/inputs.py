@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,16 @@ class CalibrationImages:
             if len(found) == count:
                 break
         return found
+
+    def spread(self, count: int) -> list[NDArray[np.uint8]]:
+        """`count` readable images from all over the set: neighbours in a folder are often alike."""
+        if self.paths and self.paths[0].suffix == ".npz":
+            everything = self.pictures(2**31)
+            return everything[:: max(1, len(everything) // count)][:count]
+        step = max(1, len(self.paths) // count)
+        # the others are there for those that cannot be read
+        order = [path for start in range(step) for path in self.paths[start::step]]
+        return dataclasses.replace(self, paths=tuple(order), sha256=()).pictures(count)
 
     def feeds(self, contract: Preprocess) -> list[NDArray[Any]]:
         """Input tensors for parity checks."""

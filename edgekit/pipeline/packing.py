@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from edgekit.pipeline.runner import Outcome
 from edgekit.pipeline.steps import Steps
 from edgekit.pipeline.verdict import Verdict
 from edgekit.require import versions_of
-from edgekit.types import Calibration, OnnxModel, StageOutput, to_json
+from edgekit.types import Calibration, Engine, StageOutput, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Made:
     exported: Outcome[Exported]
     simplified: Outcome[StageOutput]
     prepared: Outcome[StageOutput]
+    plain: Outcome[Built]
     calibration: Outcome[Calibration] | None
     quantized: Outcome[QuantizedRecord] | None
     built: Outcome[Built]
@@ -40,6 +42,7 @@ class Made:
             self.exported,
             self.simplified,
             self.prepared,
+            self.plain,
             self.calibration,
             self.quantized,
             self.built,
@@ -122,7 +125,9 @@ def pack(steps: Steps, made: Made, key: str) -> None:
         task=exported.task,
         head=exported.head,
         names=exported.names,
-        versions=versions_of("onnx", "onnxruntime", "numpy", "cv2", "torch"),
+        versions=versions_of(
+            "onnx", "onnxruntime", "numpy", "cv2", "torch", *_runtime_packages(carried.engine)
+        ),
         calibration=calibration.path if calibration else None,
         calibration_method=_method(made, request.method) if calibration else None,
         calibration_sha256=calibration.image_sha256 if calibration else (),
@@ -151,17 +156,12 @@ def _carried(made: Made) -> Built:
     """The model that goes into the bundle: what was built, or the float model where INT8 lost."""
     if made.quantized is None or made.verdict.precision == "int8":
         return made.built.value
-    from edgekit.types import Engine
-
-    model: OnnxModel = made.prepared.value.model
-    engine = Engine(
-        runtime=made.built.value.engine.runtime,
-        files=(model.path,),
+    engine = dataclasses.replace(
+        made.plain.value.engine,
         precision=made.verdict.precision,
-        sha256=model.sha256,
         notes=("the float model: INT8 does not pay here",),
     )
-    return Built(engine=engine, size_bytes=model.size_bytes)
+    return dataclasses.replace(made.plain.value, engine=engine)
 
 
 def _details(made: Made, key: str) -> dict[str, Any]:
@@ -182,6 +182,7 @@ def _details(made: Made, key: str) -> dict[str, Any]:
             "float_layers": record.floats,
             "slower_in_int8": list(made.measured.value.blame),
             "search": list(record.trials),
+            "layer_methods": record.methods,
         }
     return to_json(details)  # type: ignore[no-any-return]
 
@@ -241,12 +242,28 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
             )
         )
         before = outcome.value.model.sha256
+    graph, plain = before, made.plain.value.engine
+    if plain.sha256 != graph:
+        chain.append(
+            ChainStep(
+                name="convert",
+                input_sha256=(graph,),
+                output_sha256=(plain.sha256,),
+                options={"precision": plain.precision},
+                versions=versions_of(*_runtime_packages(plain)),
+                seconds=made.plain.seconds,
+                cached=made.plain.cached,
+                parity=made.plain.value.parity,
+                notes=plain.notes,
+            )
+        )
+        before = plain.sha256
     if made.calibration is not None and made.quantized is not None:
         statistics = made.calibration.value.sha256
         chain.append(
             ChainStep(
                 name="calibrate",
-                input_sha256=(before,),
+                input_sha256=(graph,),
                 output_sha256=(statistics,),
                 options={"max_bad_share": request.max_bad_share},
                 versions=versions_of("onnxruntime", "numpy", "cv2"),
@@ -259,7 +276,7 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
             ChainStep(
                 name="quantize",
                 input_sha256=(before, statistics),
-                output_sha256=(quantized.model.sha256,),
+                output_sha256=(quantized.runnable.sha256,),
                 options=_quantize_options(made, request),
                 versions=versions_of("onnx", "onnx_ir", "numpy"),
                 seconds=made.quantized.seconds,
@@ -268,16 +285,23 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
                 notes=quantized.notes,
             )
         )
-        before = quantized.model.sha256
-    chain.append(
-        ChainStep(
-            name="build",
-            input_sha256=(before,),
-            output_sha256=(made.built.value.engine.sha256,),
-            versions=versions_of(steps.profile.runtime.name),
-            seconds=made.built.seconds,
-            cached=made.built.cached,
-            notes=made.built.value.engine.notes,
+        before = quantized.runnable.sha256
+    # where a conversion or a quantization wrote the runtime's files, nothing is left to build
+    if made.built.key not in (made.plain.key, made.quantized.key if made.quantized else ""):
+        chain.append(
+            ChainStep(
+                name="build",
+                input_sha256=(before,),
+                output_sha256=(made.built.value.engine.sha256,),
+                versions=versions_of(steps.profile.runtime.name),
+                seconds=made.built.seconds,
+                cached=made.built.cached,
+                notes=made.built.value.engine.notes,
+            )
         )
-    )
     return tuple(chain)
+
+
+def _runtime_packages(engine: Engine) -> tuple[str, ...]:
+    """What makes and runs the engine's files."""
+    return {"ncnn": ("ncnn", "pnnx")}.get(engine.runtime, (engine.runtime,))

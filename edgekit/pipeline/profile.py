@@ -82,6 +82,14 @@ def run(request: ProfileRequest, progress: Progress = no_progress) -> ProfileAns
             progress=progress,
         )
         return ProfileAnswer(profile=found, inputs=inputs)
+    if model.runtime == "ncnn":
+        from edgekit.stages import profile_ncnn
+
+        _no_trace(request)
+        found = profile_ncnn.run(
+            model.files[0], tensors, runs=request.runs, threads=request.threads, progress=progress
+        )
+        return ProfileAnswer(profile=found, inputs=inputs)
     if model.runtime != "onnxruntime":
         raise NotPossible(
             f"{model.name} runs on {model.runtime}, whose layers edgekit cannot time.",
@@ -119,6 +127,14 @@ def run(request: ProfileRequest, progress: Progress = no_progress) -> ProfileAns
         loss=loss,
         reference=reference,
     )
+
+
+def _no_trace(request: ProfileRequest) -> None:
+    if request.trace is not None:
+        raise NotPossible(
+            f"{request.model.name} runs on {request.model.runtime}, which writes no trace.",
+            hint="Leave out --trace, or profile the ONNX model that it was made of.",
+        )
 
 
 def layer_losses(

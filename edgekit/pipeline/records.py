@@ -40,28 +40,38 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedRecord:
-    """The quantize stage: the QDQ model and where it computes in integers.
+    """The quantize stage: the INT8 model and where it computes in integers.
 
-    `choice` is what was taken (ranges and float layers), `trials` what the search tried for it.
+    `model` is the QDQ graph; where a runtime's own files are quantized, `engine` holds those and
+    `model` is the float graph that they were made of. `choice` is what was taken (ranges and float
+    layers), `trials` what the search tried for it, `methods` those of layers with one of their own.
     """
 
     model: OnnxModel
     int8_mac_share: float
     compute: tuple[str, ...]
+    engine: Engine | None = None
     floats: dict[str, str] = field(default_factory=dict)
     weight_bits: int = 8
     choice: Choice | None = None
     trials: tuple[Trial, ...] = ()
+    methods: dict[str, str] = field(default_factory=dict)
     parity: ParityReport | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def runnable(self) -> Engine:
+        """The INT8 model as it runs on this machine: accuracy is measured with it."""
+        return self.engine or onnx_engine(self.model, "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """The build stage: what the runtime loads."""
+    """What a runtime loads; `parity` is that with the ONNX graph, where it was converted."""
 
     engine: Engine
     size_bytes: int
+    parity: ParityReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +87,21 @@ class Evaluated:
 class Measured:
     """Latency of the float model and, for an INT8 target, of the INT8 model in the same run.
 
-    `blame` names what takes longer in INT8 than in float, the worst first; empty where INT8 pays.
+    All is None where this machine is of another architecture than the target. `blame` names what
+    takes longer in INT8 than in float, the worst first; empty where INT8 pays.
     """
 
-    float_latency: LatencyReport
+    float_latency: LatencyReport | None = None
     int8_latency: LatencyReport | None = None
     speedup: SpeedUp | None = None
     blame: tuple[str, ...] = ()
+
+
+def onnx_engine(model: OnnxModel, precision: str) -> Engine:
+    """An ONNX file as ONNX Runtime loads it: unchanged."""
+    return Engine(
+        runtime="onnxruntime", files=(model.path,), precision=precision, sha256=model.sha256
+    )
 
 
 def relocate(value: T, old: Path | None, new: Path | None) -> T:

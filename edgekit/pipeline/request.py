@@ -17,8 +17,9 @@ class ExportRequest:
     """One export. `size` is (height, width); `overrides` are fields of the preprocessing contract.
 
     `method` "auto" searches ranges and float layers for `search_seconds` at most; a calibration
-    method's name takes that one as it is. `max_drop` is in points of the metric (1 point = 0.01), latencies in ms. `limit` caps the
-    labelled images. `fresh` does every stage again although the cache knows it.
+    method's name takes that one as it is. `max_drop` is in points of the metric (1 point = 0.01),
+    latencies in ms. `limit` caps the labelled images. `fresh` does every stage again although the
+    cache knows it.
     """
 
     checkpoint: Path

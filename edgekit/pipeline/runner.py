@@ -56,6 +56,9 @@ class StageRunner:
         key = self.cache.key(name, fields)
         entry = None if self._fresh else self.cache.get(key)
         if entry is None:
+            if self._fresh:
+                # what is there under the same key would otherwise win over what is made anew
+                self.cache.discard(key)
             self.progress(0, 0, name)
             started = time.perf_counter()
             with self.cache.put(key) as folder:

@@ -18,12 +18,19 @@ from edgekit import cpu
 from edgekit.codec import to_record
 from edgekit.filehash import FileHashes
 from edgekit.pipeline.inputs import CalibrationImages
-from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
+from edgekit.pipeline.records import (
+    Built,
+    Evaluated,
+    Exported,
+    Measured,
+    QuantizedRecord,
+    onnx_engine,
+)
 from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome, StageRunner
 from edgekit.require import versions_of
 from edgekit.stages.search import SearchOptions, SearchResult
-from edgekit.types import Calibration, OnnxModel, StageOutput
+from edgekit.types import Calibration, Engine, OnnxModel, StageOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +40,13 @@ if TYPE_CHECKING:
 
 # raised when a stage's answer for the same content changes; part of its key
 VERSIONS = {
-    "export": 1,
-    "simplify": 1,
+    "export": 2,
+    "simplify": 2,
     "prepare": 2,
+    "convert": 1,
     "calibrate": 2,
-    "quantize": 3,
+    "quantize": 4,
+    "quantize_ncnn": 1,
     "build": 1,
     "evaluate": 1,
     "measure": 1,
@@ -202,6 +211,23 @@ class Steps:
         )
         return outcome
 
+    # --- the float model as the runtime loads it ----------------------------------------------
+
+    def float_model(
+        self, exported: Outcome[Exported], prepared: Outcome[StageOutput]
+    ) -> Outcome[Built]:
+        """What INT8 is compared with, and what is carried where INT8 does not pay.
+
+        ONNX Runtime loads the prepared graph as it is.
+        """
+        model = prepared.value.model
+        return Outcome(
+            value=Built(engine=onnx_engine(model, "fp32"), size_bytes=model.size_bytes),
+            key=prepared.key,
+            cached=prepared.cached,
+            seconds=0.0,
+        )
+
     # --- INT8 -------------------------------------------------------------------------------
 
     def calibrate(
@@ -311,7 +337,7 @@ class Steps:
                 choice=result.best.choice if result else None,
                 trials=result.trials if result else (),
                 parity=done.parity,
-                notes=done.notes + (_search_notes(result) if result else (request.method,)),
+                notes=done.notes + (search_notes(result) if result else (request.method,)),
             )
 
         outcome = self.runner.run("quantize", fields, QuantizedRecord, work)
@@ -383,20 +409,20 @@ class Steps:
         return outcome
 
     def evaluate(
-        self, name: str, exported: Outcome[Exported], model: OnnxModel
+        self, name: str, exported: Outcome[Exported], engine: Engine
     ) -> Outcome[Evaluated] | None:
-        """Accuracy of an ONNX model on the labelled images; None when there are none."""
+        """Accuracy of a model on the labelled images; None when there are none."""
         dataset = self.dataset
         if dataset is None:
             return None
         value = exported.value
         fields = self._fields(
             "evaluate",
-            "onnxruntime",
+            engine.runtime,
             "faster_coco_eval",
             "numpy",
             "cv2",
-            model=model.sha256,
+            model=engine.sha256,
             preprocess=value.contract.to_dict(),
             head=value.head,
             data=dataset.sha256(),
@@ -411,7 +437,7 @@ class Steps:
             options = evaluate.EvaluateOptions(head=value.head)
             threads = max(1, cpu.available_cores() - 1)
             with open_session(
-                "onnxruntime", model.path, SessionOptions(threads=threads)
+                engine.runtime, engine.files, SessionOptions(threads=threads)
             ) as session:
                 accuracy = evaluate.run(
                     session, dataset, value.contract, options, self.runner.progress
@@ -431,16 +457,24 @@ class Steps:
     def measure(
         self,
         exported: Outcome[Exported],
-        prepared: Outcome[StageOutput],
+        plain: Outcome[Built],
         built: Outcome[Built],
         quantized: Outcome[QuantizedRecord] | None,
     ) -> Outcome[Measured]:
+        """Latency on this machine; nothing where the target is of another architecture."""
         machine = cpu.detect()
         settings = self.profile.measure
+        if self.profile.device.arch != machine.arch:
+            elsewhere = Outcome(
+                value=Measured(), key=f"measure-{machine.arch}", cached=True, seconds=0.0
+            )
+            text = f"built for {self.profile.device.arch}: not timed on {machine.arch}"
+            self.runner.report("measure", elsewhere, notes=(text,))
+            return elsewhere
         fields = self._fields(
             "measure",
             self.profile.runtime.name,
-            float=prepared.value.model.sha256,
+            float=plain.value.engine.sha256,
             model=built.value.engine.sha256,
             settings=dataclasses.asdict(settings),
             machine=[platform.node(), machine.model, list(machine.isa), machine.cores],
@@ -449,18 +483,20 @@ class Steps:
         def work(folder: Path) -> Measured:
             from edgekit.stages import time_export
 
-            plain, int8, speedup, blame = time_export.run(
-                prepared.value.model,
+            timed, int8, speedup, blame = time_export.run(
+                plain.value.engine,
                 built.value.engine if quantized else None,
                 self.feeds(exported.value),
                 settings,
                 self.runner.progress,
             )
-            return Measured(float_latency=plain, int8_latency=int8, speedup=speedup, blame=blame)
+            return Measured(float_latency=timed, int8_latency=int8, speedup=speedup, blame=blame)
 
         outcome = self.runner.run("measure", fields, Measured, work)
         value = outcome.value
-        notes = [f"float p50 {value.float_latency.p50_ms:.2f} ms"]
+        notes = []
+        if value.float_latency is not None:
+            notes.append(f"float p50 {value.float_latency.p50_ms:.2f} ms")
         if value.int8_latency is not None and value.speedup is not None:
             notes.append(f"int8 p50 {value.int8_latency.p50_ms:.2f} ms")
             notes.append(f"{value.speedup.ratio:.2f}x")
@@ -481,7 +517,7 @@ def _first_method(method: str) -> str:
     return "percentile" if method == AUTO else method
 
 
-def _search_notes(result: SearchResult) -> tuple[str, ...]:
+def search_notes(result: SearchResult) -> tuple[str, ...]:
     choice = result.best.choice
     text = choice.method + (" behind activations" if choice.behind else "")
     if choice.bias_correction:

@@ -18,12 +18,13 @@ _REMARKABLE_DROP = 2.0
 class Verdict:
     """`precision` of the model that is carried ("int8", "fp32"), its latency, and the sentence.
 
-    `drop` is the loss of accuracy in points (float minus carried model), None without labels.
+    `latency` is None where it cannot be measured on this machine. `drop` is the loss of accuracy in
+    points (float minus carried model), None without labels.
     """
 
     precision: str
     text: str
-    latency: LatencyReport
+    latency: LatencyReport | None
     drop: float | None
 
 
@@ -38,29 +39,48 @@ def decide(
 
     INT8 is carried unless it is slower: the interval of its speed-up lies below 1.0 as a whole.
     """
-    if quantized is None or measured.int8_latency is None or measured.speedup is None:
-        text = f"Float model for {profile.name}: p50 {measured.float_latency.p50_ms:.2f} ms."
+    timed = measured.float_latency
+    if quantized is None:
+        speed_text = f"p50 {timed.p50_ms:.2f} ms" if timed else _unmeasured(profile)
+        text = f"Float model for {profile.name}: {speed_text}."
         if float_accuracy is not None:
             text += f" {_name(float_accuracy)} {100 * float_accuracy.value:.1f}."
-        return Verdict(
-            precision=profile.build.precision, text=text, latency=measured.float_latency, drop=None
-        )
-    speed = measured.speedup
-    span = f"{speed.ratio:.2f}x ({speed.low:.2f}-{speed.high:.2f})"
+        return Verdict(precision=profile.build.precision, text=text, latency=timed, drop=None)
     drop = None
     if float_accuracy is not None and int8_accuracy is not None:
         drop = 100 * (float_accuracy.value - int8_accuracy.value)
+    if measured.int8_latency is None or measured.speedup is None:
+        text = f"INT8 for {profile.name}: {_unmeasured(profile)}"
+        text += _worth(quantized, float_accuracy, int8_accuracy, drop)
+        return Verdict(precision="int8", text=text, latency=None, drop=drop)
+    speed = measured.speedup
+    span = f"{speed.ratio:.2f}x ({speed.low:.2f}-{speed.high:.2f})"
     if speed.high < 1.0:
         blamed = "; ".join(measured.blame[:3])
         text = f"INT8 does not help here: {span} the speed of float. The float model is carried."
         if blamed:
             text += f" Slower in INT8: {blamed}."
-        return Verdict(precision="fp32", text=text, latency=measured.float_latency, drop=0.0)
+        return Verdict(precision="fp32", text=text, latency=timed, drop=0.0)
     if speed.low > 1.0:
         text = f"INT8 pays: {span} the speed of float"
     else:
         text = f"INT8 is about as fast as float: {span}"
-    text += f", {quantized.int8_mac_share:.0%} of the MACs in INT8"
+    text += _worth(quantized, float_accuracy, int8_accuracy, drop)
+    return Verdict(precision="int8", text=text, latency=measured.int8_latency, drop=drop)
+
+
+def _unmeasured(profile: TargetProfile) -> str:
+    return f"its speed is to be measured on {profile.device.arch}, not here"
+
+
+def _worth(
+    quantized: QuantizedRecord,
+    float_accuracy: AccuracyReport | None,
+    int8_accuracy: AccuracyReport | None,
+    drop: float | None,
+) -> str:
+    """How much is INT8, and what it costs in accuracy: the end of a sentence."""
+    text = f", {quantized.int8_mac_share:.0%} of the MACs in INT8"
     if drop is not None and float_accuracy is not None and int8_accuracy is not None:
         text += (
             f", {_name(float_accuracy)} {100 * float_accuracy.value:.2f} → "
@@ -70,7 +90,7 @@ def decide(
             text += ". That is a large loss: set --max-drop, or keep layers float"
     else:
         text += "; accuracy not measured (no --data)"
-    return Verdict(precision="int8", text=text + ".", latency=measured.int8_latency, drop=drop)
+    return text + "."
 
 
 def _name(accuracy: AccuracyReport) -> str:
@@ -88,6 +108,8 @@ def budget_missed(request: ExportRequest, verdict: Verdict) -> EdgekitError | No
             f"INT8 loses {verdict.drop:.2f} points, the budget is {request.max_drop:g}.",
             hint="Try --method entropy, percentile or mse, more calibration images, or --keep-float.",
         )
+    if verdict.latency is None:
+        return None
     for name, budget, value in (
         ("p99", request.max_p99_ms, verdict.latency.p99_ms),
         ("p50", request.max_p50_ms, verdict.latency.p50_ms),

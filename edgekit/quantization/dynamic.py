@@ -136,7 +136,9 @@ def _weight(
     channels = integers.shape[0] if channels_first else integers.shape[-1]
     if len(shape) != integers.ndim or shape[axis] != channels or factor.size != channels:
         raise _strange(node, f"its scale has the shape {list(factor.shape)}")
-    spread = factor.reshape(-1, *[1] * (integers.ndim - 1)) if channels_first else factor.reshape(-1)
+    spread = (
+        factor.reshape(-1, *[1] * (integers.ndim - 1)) if channels_first else factor.reshape(-1)
+    )
     return (centred * spread).astype(np.float32)
 
 

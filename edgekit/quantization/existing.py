@@ -163,6 +163,9 @@ def store_integers(graph: Any) -> int:
         ir.convenience.replace_all_uses_with(result, value)
         graph.remove(node, safe=True)
         count += 1
+    for name, value in list(graph.initializers.items()):  # the float weights are dead bytes now
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
     return count
 
 
@@ -202,3 +205,60 @@ def rounds(model: onnx.ModelProto) -> bool:
             return True
         alive.update(node.output)
     return False
+
+
+def to_float(model: Any) -> int:
+    """Take existing quantization off: the float network that it belongs to; return how many pairs.
+
+    Activations lose QuantizeLinear and DequantizeLinear, and with them their clipping; weights and
+    biases become float constants on the grid that they were trained on. `model` (onnx_ir.Model) is
+    changed in place. For what cannot read QDQ, and to know what INT8 gains.
+    """
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    store_integers(model.graph)
+    count = 0
+    for node in list(model.graph):
+        if node.op_type != "DequantizeLinear":
+            continue
+        params = params_of(node)
+        integers = _array(node.inputs[0])
+        result = node.outputs[0]
+        if integers is not None and params is not None:
+            value = _dequantized(result.name, integers, params)
+            model.graph.initializers[value.name] = value
+            ir.convenience.replace_all_uses_with(result, value, replace_graph_outputs=True)
+        else:
+            before = node.inputs[0].producer()
+            if before is None or before.op_type != "QuantizeLinear":
+                continue
+            value, name = before.inputs[0], result.name
+            is_output = result.is_graph_output()
+            if is_output and (value.producer() is None or value.is_graph_output()):
+                continue  # two outputs, or an input and an output, cannot be one tensor
+            ir.convenience.replace_all_uses_with(result, value, replace_graph_outputs=True)
+            if is_output:
+                result.name = None
+                value.name = name
+                value.shape, value.type = result.shape, result.type
+        count += 1
+    common.RemoveUnusedNodesPass()(model)
+    return count
+
+
+def _dequantized(name: str, integers: NDArray[Any], params: QuantParams) -> Any:
+    """(q - zero point) * scale as a constant, float32."""
+    import onnx_ir as ir
+
+    shape = [1] * integers.ndim
+    if params.axis is not None:
+        shape[params.axis] = -1
+    zero = params.zero_point.astype(np.float32)
+    scale = params.scale
+    if params.axis is not None:
+        zero, scale = zero.reshape(shape), scale.reshape(shape)
+    array = ((integers.astype(np.float32) - zero) * scale).astype(np.float32)
+    value = ir.Value(name=f"{name}.float", const_value=ir.tensor(array, name=f"{name}.float"))
+    value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+    return value

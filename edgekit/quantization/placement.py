@@ -370,7 +370,10 @@ def _carried(
     """Follow nodes that carry integers: all inputs quantized, and integers wanted behind them."""
     have = wanted | produced
     have.update(
-        value for node in graph for value in node.outputs if existing.fixed_params(value) is not None
+        value
+        for node in graph
+        for value in node.outputs
+        if existing.fixed_params(value) is not None
     )
     tentative: list[Any] = []
     for node in graph:

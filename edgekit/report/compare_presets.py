@@ -80,6 +80,7 @@ def _pruning(comparison: Comparison) -> Layout:
     """Share pruned, parameters, FLOPs reduction, speed-ups, accuracy; grouped by training batch."""
     make = Columns(comparison)
     several = len({row.precision for row in comparison.rows}) > 1
+    others = [name for name in comparison.runtimes() if name not in (TORCH, ONNX_RUNTIME)]
     columns = [
         make.name(),
         *([make.precision()] if several else []),
@@ -88,6 +89,7 @@ def _pruning(comparison: Comparison) -> Layout:
         make.flops(),
         make.speedup(TORCH, "PyTorch speed-up"),
         make.speedup(ONNX_RUNTIME, "ONNX speed-up"),
+        *(make.speedup(runtime) for runtime in others),
         *make.accuracy(),
     ]
     batches = sorted(

@@ -238,31 +238,98 @@ def pareto(
                 y2=f"{top(two.y):.1f}",
             )
         )
+    circles = [
+        _Circle(
+            x=across.place(point.x) * _WIDE,
+            y=top(point.y),
+            radius=6 + 16 * math.sqrt(max(point.size, 0.0) / largest),
+        )
+        for point in points
+    ]
+    labels = _labels([point.name for point in points], circles, height)
     texts = []
-    for number, point in sorted(enumerate(points, start=1), key=lambda item: -item[1].size):
-        radius = 6 + 16 * math.sqrt(max(point.size, 0.0) / largest)
-        place, y = across.place(point.x), top(point.y)
-        circle = _tag(
+    for number in sorted(range(len(points)), key=lambda index: -points[index].size):
+        point, circle, label_at = points[number], circles[number], labels[number]
+        place = _percent(circle.x / _WIDE)
+        shape = _tag(
             "circle",
             class_=f"bubble {point.css}",
-            cx=_percent(place),
-            cy=f"{y:.1f}",
-            r=f"{radius:.1f}",
+            cx=place,
+            cy=f"{circle.y:.1f}",
+            r=f"{circle.radius:.1f}",
         )
-        parts.append(circle.replace("/>", f"><title>{escape(point.name)}</title></circle>"))
-        left = place > 0.6
+        parts.append(shape.replace("/>", f"><title>{escape(point.name)}</title></circle>"))
         # names on wide screens; on narrow ones numbers, with a list beneath the chart
         texts.append(
-            f'<text class="name wide" x="{_percent(place)}" y="{y + 4:.1f}" '
-            f'dx="{-radius - 5 if left else radius + 5:.1f}" '
-            f'text-anchor="{"end" if left else "start"}">{escape(point.name)}</text>'
+            f'<text class="name wide" x="{place}" y="{circle.y + label_at.dy:.1f}" '
+            f'dx="{label_at.dx:.1f}" text-anchor="{label_at.anchor}">{escape(point.name)}</text>'
         )
         texts.append(
-            f'<text class="name slim" x="{_percent(place)}" y="{y + 4:.1f}" '
-            f'text-anchor="middle">{number}</text>'
+            f'<text class="name slim" x="{place}" y="{circle.y + 4:.1f}" '
+            f'text-anchor="middle">{number + 1}</text>'
         )
     parts += texts
     return chart(height, label, parts, "pareto"), across, upright
+
+
+# width in pixels that labels are placed for: about that of a desk screen
+_WIDE = 900.0
+_LETTER = 6.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Circle:
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Label:
+    """Where a name stands beside its circle's centre, and how it is anchored."""
+
+    dx: float
+    dy: float
+    anchor: str
+
+    def box(self, circle: _Circle, letters: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in pixels."""
+        width = letters * _LETTER
+        start = {"start": 0.0, "middle": -width / 2, "end": -width}[self.anchor]
+        left, base = circle.x + self.dx + start, circle.y + self.dy
+        return left, base - 11, left + width, base + 3
+
+
+def _labels(names: Sequence[str], circles: Sequence[_Circle], height: int) -> list[_Label]:
+    """A place for every name: the first beside its circle that covers least of the others."""
+    taken = [(c.x - c.radius, c.y - c.radius, c.x + c.radius, c.y + c.radius) for c in circles]
+    chosen = []
+    for name, circle in zip(names, circles, strict=True):
+        gap = circle.radius + 5
+        places = (
+            _Label(dx=gap, dy=4, anchor="start"),
+            _Label(dx=-gap, dy=4, anchor="end"),
+            _Label(dx=0, dy=-gap, anchor="middle"),
+            _Label(dx=0, dy=gap + 9, anchor="middle"),
+        )
+
+        def covered(label: _Label, circle: _Circle = circle, letters: int = len(name)) -> float:
+            box = label.box(circle, letters)
+            outside = max(0.0, -box[0]) + max(0.0, box[2] - _WIDE)
+            outside += max(0.0, -box[1]) + max(0.0, box[3] - height)
+            return 100 * outside + sum(_shared(box, other) for other in taken)
+
+        best = min(places, key=covered)
+        chosen.append(best)
+        taken.append(best.box(circle, len(name)))
+    return chosen
+
+
+def _shared(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Area that two boxes have in common."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _padded(values: Sequence[float], floor: float | None) -> Scale:

@@ -31,7 +31,7 @@ _ALIGNMENT = 16
 def unknown_layers(graph: NcnnGraph) -> list[str]:
     """Types of the graph's layers that the installed ncnn does not have, sorted."""
     ncnn = require("ncnn", "Running ncnn models")
-    return sorted({l.type for l in graph.layers if ncnn.layer_to_index(l.type) < 0})
+    return sorted({x.type for x in graph.layers if ncnn.layer_to_index(x.type) < 0})
 
 
 class NcnnSession:
@@ -41,9 +41,7 @@ class NcnnSession:
     batch included. `observe` names blobs that `run` can be asked for by name, beside the outputs.
     """
 
-    def __init__(
-        self, path: Path, options: SessionOptions, *, observe: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, path: Path, options: SessionOptions, *, observe: Sequence[str] = ()) -> None:
         ncnn = require("ncnn", "Running ncnn models")
         sidecar = ncnn_json.read(path)
         param, weights = (_checked(path.parent, item) for item in (sidecar.param, sidecar.bin))
@@ -63,7 +61,7 @@ class NcnnSession:
         ):
             if code != 0:
                 raise BadInput(f"ncnn cannot load {what} (code {code}).")
-        self._ncnn = ncnn
+        self._ncnn, self._graph = ncnn, graph
         self._inputs, self._outputs = sidecar.inputs, sidecar.outputs
         self._light = not observe
         self.inputs = tuple(_spec(tensor) for tensor in sidecar.inputs)
@@ -85,6 +83,30 @@ class NcnnSession:
         found = {blob: self._extract(extractor, blob) for blob in blobs}
         del extractor, held
         return found
+
+    def layer_times(
+        self, feeds: Mapping[str, NDArray[Any]]
+    ) -> list[tuple[str, str, tuple[str, ...], float]]:
+        """Run once, layer by layer: (type, name, output blobs, milliseconds) of each.
+
+        Blobs are asked for in running order and as ncnn holds them (packed, in its own precision), so
+        that each call computes one layer more. Layers that work in place copy their input here: to be
+        opened with `observe`, which keeps every blob.
+        """
+        import time
+
+        extractor, held = self._fed(feeds)
+        times = []
+        for layer in self._graph.layers:
+            started = time.perf_counter_ns()
+            for blob in layer.outputs:
+                code, _ = extractor.extract(blob, 1)
+                if code != 0:
+                    raise BuildFailed(f"ncnn does not compute the blob '{blob}' (code {code}).")
+            elapsed_ms = (time.perf_counter_ns() - started) / 1e6
+            times.append((layer.type, layer.name, layer.outputs, elapsed_ms))
+        del extractor, held
+        return times
 
     def _fed(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Any, list[NDArray[Any]]]:
         """An extractor with its inputs, and the arrays whose numbers it reads."""

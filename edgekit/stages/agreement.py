@@ -33,7 +33,11 @@ _CONFIDENT = 0.25
 
 
 class Agreement:
-    """The judge of one float model: opened once, then asked about candidates."""
+    """The judge of one float model: opened once, then asked about candidates.
+
+    `confident`: detections of the float model below it are no truth. More boxes tell nearer candidates
+    apart, and let more of the float model's own mistakes count.
+    """
 
     def __init__(
         self,
@@ -45,11 +49,13 @@ class Agreement:
         head: str | None = None,
         names: Sequence[str] = (),
         task: str | None = None,
+        confident: float = _CONFIDENT,
     ) -> None:
         if not pictures:
             raise BadInput("Agreement needs at least one image.")
         self._input = reference.inputs[0].name
         self._blocks = blocks
+        self._confident = confident
         self._placed = [apply(picture, contract) for picture in pictures]
         self._outputs = [reference.run({self._input: feed}) for feed, _ in self._placed]
         size = (contract.height, contract.width)
@@ -65,12 +71,12 @@ class Agreement:
             self._decode(outputs, number) for number, outputs in enumerate(self._outputs)
         ]
         if self._decoder is not None and self._decoder.match.head.task == "detect":
-            confident = sum(
-                int((answer.scores >= _CONFIDENT).sum())
+            certain = sum(
+                int((answer.scores >= confident).sum())
                 for answer in self._answers
                 if isinstance(answer, Detections)
             )
-            if not confident:
+            if not certain:
                 self._decoder = None
 
     def _decode(
@@ -123,7 +129,7 @@ class Agreement:
         results = []
         for answer, found in zip(self._answers, answers, strict=True):
             assert isinstance(answer, Detections)
-            sure = answer.scores >= _CONFIDENT
+            sure = answer.scores >= self._confident
             truth = Truth.of(answer.boxes[sure].tolist(), answer.classes[sure].tolist())
             results.append(ImageResult(found=found, truth=truth))
         count = self._decoder.match.num_classes or len(self._decoder.names)

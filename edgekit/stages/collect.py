@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.calibration import store
 from edgekit.calibration.source import ImageSource
@@ -24,9 +24,19 @@ from edgekit.errors import BadInput, EdgekitError
 from edgekit.preprocess import Preprocess, apply
 from edgekit.runtimes.base import SessionOptions
 from edgekit.runtimes.observe import ObservedModel
+from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+class Observed(Protocol):
+    """A model whose `run` gives every observed tensor by name (edgekit.runtimes.observe)."""
+
+    inputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], slot: int = 0) -> dict[str, NDArray[Any]]: ...
+
 
 OnImage = Callable[[str, str], None]
 """`on_image(sha256, reason)`: an image is done; reason "" when it was used, else why it was not."""
@@ -75,7 +85,7 @@ class Collector:
         self._sound = True
         self._saved_at = time.monotonic()
 
-    def run(self, model: ObservedModel, images: Iterator[tuple[int, str]]) -> None:
+    def run(self, model: Observed, images: Iterator[tuple[int, str]]) -> None:
         """Collect `images`, given as (number in the source, sha256).
 
         When interrupted (KeyboardInterrupt, SystemExit), the images under way are finished and the

@@ -39,7 +39,8 @@ class ObservedNcnn:
         self._blobs = tuple(blobs)
         self.inputs: tuple[TensorSpec, ...] = session.inputs
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], slot: int = 0) -> dict[str, NDArray[Any]]:
+        """Run once; the arrays are new ones, whatever the slot."""
         return self._session.run_blobs(feeds, self._blobs)
 
 

@@ -75,9 +75,7 @@ def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], precision: str, out: Pa
                 problems.append(error.message)
                 continue
             done = ((proposal.note,) if proposal.note else ()) + rewrites
-            return Converted(
-                engine=engine, parity=parity, notes=builder.pair_notes() + tuple(done)
-            )
+            return Converted(engine=engine, parity=parity, notes=builder.pair_notes() + tuple(done))
     raise BuildFailed(
         f"{model.path.name} cannot be converted to ncnn: {problems[0]}",
         hint="Replace that part of the model, or use an ONNX Runtime target (arm-ort-int8).",
@@ -108,7 +106,11 @@ class _Gate:
             nodes = _nodes_named(self._model, unknown)
             raise BuildFailed(
                 f"ncnn has no layer {', '.join(unknown)}"
-                + (f" (nodes {', '.join(nodes[:4])}{', …' if nodes[4:] else ''})." if nodes else ".")
+                + (
+                    f" (nodes {', '.join(nodes[:4])}{', …' if nodes[4:] else ''})."
+                    if nodes
+                    else "."
+                )
             )
         shapes = {name: tuple(array.shape) for name, array in self._expected[0].items()}
         limits = NCNN_LIMITS
@@ -207,9 +209,7 @@ def _apply(rewrite: Rewrite, model: Any) -> tuple[Any, int]:
     return onnx.shape_inference.infer_shapes(proto, data_prop=True), count
 
 
-def _difference(
-    before: Any, after: Any, name: str, feeds: Sequence[NDArray[Any]]
-) -> str:
+def _difference(before: Any, after: Any, name: str, feeds: Sequence[NDArray[Any]]) -> str:
     """What a rewrite changed, "" when the outputs are the same."""
     from edgekit.runtimes.base import SessionOptions
     from edgekit.runtimes.onnxruntime import open_bytes

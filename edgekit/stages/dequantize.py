@@ -1,4 +1,4 @@
-"""Dynamically quantized ONNX → float ONNX, which can be calibrated."""
+"""Quantized ONNX → float ONNX: dynamic quantization, which then can be calibrated, and QDQ."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.errors import UsageError
-from edgekit.quantization import dynamic
+from edgekit.quantization import dynamic, existing
 from edgekit.runtimes import open_session
 from edgekit.stages.parity import INT8_LIMITS, compare_sessions, demand
 from edgekit.types import OnnxModel, StageOutput
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     import onnx
+    from numpy.typing import NDArray
 
 
 def is_dynamic(model: onnx.ModelProto) -> bool:
@@ -24,25 +23,41 @@ def is_dynamic(model: onnx.ModelProto) -> bool:
     return any(node.op_type in dynamic.FLOAT_OPERATOR for node in model.graph.node)
 
 
-def to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The float graph, and how many layers were turned.
+def has_qdq(model: onnx.ModelProto) -> bool:
+    """Whether the graph carries QDQ, of training or of another tool."""
+    return any(node.op_type == "DequantizeLinear" for node in model.graph.node)
 
-    Raises UsageError when there is none to turn, NotPossible for a layer of another form.
+
+def to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """The float graph, and what was turned.
+
+    Raises UsageError when there is nothing to turn, NotPossible for a layer of another form.
     """
+    import onnx
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
-    if not is_dynamic(model):
+    if not is_dynamic(model) and not has_qdq(model):
         raise UsageError(
-            "The model has no dynamically quantized layers, so there is nothing to dequantize.",
+            "The model is not quantized (dynamically, or by QDQ), so there is nothing to dequantize.",
             hint="Leave out --dequantize.",
         )
     graph = ir.from_proto(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     common.RemoveInitializersFromInputsPass()(graph)
     common.NameFixPass()(graph)
-    count = dynamic.to_float(graph)
-    return ir.to_proto(graph), count
+    common.IdentityEliminationPass()(graph)
+    notes = []
+    if is_dynamic(model):
+        notes.append(f"{dynamic.to_float(graph)} dynamic INT8 layers turned into float")
+    if has_qdq(model):
+        notes.append(f"{existing.to_float(graph)} QDQ pairs taken off")
+    proto = ir.to_proto(graph)
+    # types and shapes of what is gone, and of what took its place
+    del proto.graph.value_info[:]
+    proto = onnx.shape_inference.infer_shapes(proto)
+    onnx.checker.check_model(proto)
+    return proto, ", ".join(notes)
 
 
 def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutput:
@@ -52,7 +67,7 @@ def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutp
     outputs differ by what that rounding cost. Raises VerificationFailed where they differ by more
     than quantization does.
     """
-    proto, count = to_float(onnx_file.load(model.path))
+    proto, note = to_float(onnx_file.load(model.path))
     onnx_file.set_metadata(proto, model.metadata)
     written = onnx_file.save(proto, out)
     with (
@@ -64,6 +79,4 @@ def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutp
         head = model.metadata.get(onnx_file.HEAD_KEY)
         parity = compare_sessions(reference, candidate, named, written.path, head)
     demand(parity, INT8_LIMITS, "dequantize")
-    return StageOutput(
-        model=written, parity=parity, notes=(f"{count} dynamic INT8 layers turned into float",)
-    )
+    return StageOutput(model=written, parity=parity, notes=(note,))

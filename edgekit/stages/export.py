@@ -17,15 +17,14 @@ from edgekit.errors import (
     BuildFailed,
     EdgekitError,
     NotPossible,
-    UsageError,
     VerificationFailed,
 )
 from edgekit.preprocess import Preprocess
+from edgekit.quantization import existing
 from edgekit.require import require
 from edgekit.runtimes import open_session
-from edgekit.runtimes.torch import TorchSession
-from edgekit.quantization import existing
 from edgekit.runtimes.base import SessionOptions
+from edgekit.runtimes.torch import TorchSession
 from edgekit.stages import dequantize
 from edgekit.stages.parity import (
     FLOAT_LIMIT,
@@ -51,7 +50,7 @@ _AROUND_WEIGHTS = ("DequantizeLinear", "QuantizeLinear", "Identity")
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """`opset` for torch checkpoints; `dynamic_batch` leaves the batch axis free. `dequantize` turns
-    the layers of a dynamically quantized ONNX file into float ones."""
+    dynamically quantized layers into float ones, and takes off existing QDQ."""
 
     opset: int = 17
     dynamic_batch: bool = False
@@ -96,8 +95,8 @@ def _take_onnx(
     opset = onnx_file.opset_of(model)
     source = onnx_file.main_input(onnx_file.describe(checkpoint.onnx, model))
     if options.dequantize:
-        model, count = dequantize.to_float(model)
-        notes.append(f"{count} dynamic INT8 layers turned into float")
+        model, turned = dequantize.to_float(model)
+        notes.append(turned)
     fixed = fix_input_shape(model, contract, options.dynamic_batch)
     if fixed:
         notes.append(fixed)
@@ -225,12 +224,6 @@ def _export_torch(
     out: Path,
     options: ExportOptions,
 ) -> StageOutput:
-    if options.dequantize:
-        raise UsageError(
-            f"--dequantize is for dynamically quantized ONNX files; {checkpoint.path.name} is "
-            f"{checkpoint.kind}.",
-            hint="Leave it out: torch's int8 weights are turned into float when they are loaded.",
-        )
     torch = require("torch", "Exporting a torch checkpoint")
     module = checkpoint.module
     example = torch.from_numpy(feeds[0].copy())
@@ -274,11 +267,19 @@ def _export_torch(
             except (VerificationFailed, BadInput) as error:
                 trouble.append(f"{name}: {error.message}")
                 continue
+            turned = ""
+            if options.dequantize:
+                model, turned = dequantize.to_float(model)
+                staged = onnx_file.save(model, candidate)
+                parity = _compare_torch(module, spec, names, staged, feeds, checkpoint.head)
+                demand(parity, INT8_LIMITS, f"dequantize ({name})")
             exported = onnx_file.save(model, out)
             notes = (
                 f"exported by the {name}, opset {exported.opset}",
                 *_kept_shapes(module, model),
             )
+            if turned:
+                notes += (turned,)
             if trouble:
                 notes += tuple(f"not used: {line}" for line in trouble)
             return StageOutput(model=exported, parity=parity, notes=notes)

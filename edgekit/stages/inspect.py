@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from edgekit.preprocess import Preprocess
     from edgekit.stages.opening import NamedModel
 
 _OPSET = 17
@@ -116,10 +115,14 @@ def run(model: NamedModel, size: tuple[int, int] | None = None) -> Inspection:
     (files of other runtimes), BuildFailed when a checkpoint cannot be exported.
     """
     checkpoint = model.checkpoint
+    shape: tuple[int, ...]
     if checkpoint.module is not None:
         contract = model.contract({}, size).contract
-        proto = _graph_of(checkpoint.module, contract)
-        shape, count = contract.input_shape, checkpoint.parameters
+        shape = contract.input_shape
+        if checkpoint.input_shape is None and contract.layout == "nchw":
+            shape = (shape[0], _channels(checkpoint.module, shape[1]), *shape[2:])
+        proto = graph_of(checkpoint.module, shape)
+        count = checkpoint.parameters
     elif checkpoint.onnx is not None:
         proto = onnx_file.load(checkpoint.onnx)
         shape = checkpoint.input_shape or ()
@@ -310,10 +313,16 @@ def _bits(layer: GraphLayer, pairs: int | None) -> int:
     return 8 * int(layer.weight.dtype.itemsize) * size
 
 
-def _graph_of(module: Any, contract: Preprocess) -> onnx.ModelProto:
+def _channels(module: Any, assumed: int) -> int:
+    """Input channels: those of the first convolution's weight, where there is one."""
+    first = next((item for item in module.parameters() if item.dim() == 4), None)
+    return assumed if first is None else int(first.shape[1])
+
+
+def graph_of(module: Any, shape: tuple[int, ...]) -> onnx.ModelProto:
     """`module` as a graph with the weights that it computes with, BatchNorm left beside them."""
     torch = require("torch", "Inspecting a torch checkpoint")
-    example = torch.zeros(contract.input_shape)
+    example = torch.zeros(shape)
     trouble: list[str] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-inspect-") as folder:
         for name, kwargs in (

@@ -60,7 +60,7 @@ class NcnnLayers:
 
 def load(engine: Engine) -> NcnnModel:
     """The graph and weights of an ncnn engine. Raises BadInput for damaged files."""
-    _, param, weights = engine.files
+    _, param, weights = engine.files[:3]
     graph = ncnn_param.read(param)
     return NcnnModel(graph=graph, weights=ncnn_bin.read(weights, graph))
 

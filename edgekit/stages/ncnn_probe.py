@@ -41,7 +41,8 @@ def run(
 
     with tempfile.TemporaryDirectory(prefix="edgekit-ncnn-") as name:
         given, found = Path(name) / "in.npz", Path(name) / "out.npz"
-        np.savez(given, **{str(number): feed for number, feed in enumerate(feeds)})
+        named: dict[str, Any] = {str(number): feed for number, feed in enumerate(feeds)}
+        np.savez(given, allow_pickle=False, **named)
         command = [sys.executable, "-c", _START, json.dumps(sys.path)]
         try:
             done = subprocess.run(
@@ -79,7 +80,7 @@ def main(model: str, given: str, found: str) -> None:
     from edgekit.runtimes import open_session
 
     try:
-        results: dict[str, NDArray[Any]] = {}
+        results: dict[str, Any] = {}
         with np.load(given, allow_pickle=False) as arrays, open_session("ncnn", Path(model)) as net:
             (spec,) = net.inputs
             for number in range(len(arrays.files)):

@@ -92,8 +92,8 @@ def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...
     graph = ir_model.graph
     names = observed(ir_model, rules_of(profile))
     if not names and any(existing.is_quantized(node) for node in graph):
-        # all scales are there already; the input is observed so that there is a calibration
-        return (graph.inputs[0].name,)
+        # all scales are there already; an output is observed so that there is a calibration
+        return (graph.outputs[0].name,)
     if not names:
         kinds = {node.op_type for node in graph}
         hint = "Use a float target."

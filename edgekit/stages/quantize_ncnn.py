@@ -2,8 +2,9 @@
 
 The ranges are those that the one Calibration store gives for the tensors of the ONNX graph; layers
 that could not be matched get theirs from statistics of the same kind, collected on the ncnn graph
-(edgekit.stages.collect_ncnn). Biases take back what rounding the weights adds to the mean output
-(edgekit.quantization.bias_correction), where the Calibration holds the channel means.
+(edgekit.stages.collect_ncnn). Weights are rounded by GPTQ (edgekit.stages.round_ncnn); biases take
+back what rounding adds to the mean output (edgekit.quantization.bias_correction), where the
+Calibration holds the channel means.
 """
 
 from __future__ import annotations
@@ -25,17 +26,26 @@ from edgekit.errors import BadInput, NotPossible
 from edgekit.formats import ncnn_bin, ncnn_json, ncnn_table
 from edgekit.formats.ncnn_bin import Array
 from edgekit.quantization.bias_correction import mean_shift
-from edgekit.quantization.placement import Rules, head_nodes
 from edgekit.quantization.macs import graph_macs
+from edgekit.quantization.placement import Rules, head_nodes
 from edgekit.runtimes import open_session
-from edgekit.stages import ncnn_layers
+from edgekit.stages import ncnn_layers, round_ncnn
 from edgekit.stages.ncnn_layers import NcnnLayerInfo
 from edgekit.stages.parity import INT8_LIMITS, compare_sessions, demand
 from edgekit.stages.quantize import channel_means
 from edgekit.target import Quantize
-from edgekit.types import Calibration, Engine, OnnxModel, ParityReport, Range
+from edgekit.types import (
+    Calibration,
+    Engine,
+    OnnxModel,
+    ParityReport,
+    Progress,
+    Range,
+    no_progress,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 VERSION = 1
@@ -62,8 +72,8 @@ class NcnnQuantizer:
     """Makes INT8 models of one float ncnn model, with ranges of any method and any layers left float.
 
     `model` is the prepared ONNX graph that `engine` was converted from and `calibration` was
-    collected on. `extra` is the file of statistics of blobs that no tensor of the graph matches, see
-    `unmatched`. Raises BadInput when the calibration is that of another graph.
+    collected on; `feed` is an input tensor of a real image. Raises BadInput when the calibration is
+    that of another graph.
     """
 
     def __init__(
@@ -73,7 +83,6 @@ class NcnnQuantizer:
         calibration: Calibration,
         rules: Quantize,
         feed: NDArray[Any],
-        extra: Path | None = None,
     ) -> None:
         import onnx_ir as ir
 
@@ -92,16 +101,32 @@ class NcnnQuantizer:
         self._graph = ir.load(str(model.path)).graph
         self._nodes = {node.name: node for node in self._graph}
         self._statistics = [store.read(calibration.path)[0]]
-        if extra is not None:
-            self._statistics.append(store.read(extra)[0])
         self._means = channel_means(self._statistics[0])
         self._ranges: dict[str, dict[str, Range]] = {}
+        self._levels: dict[int, NDArray[np.int8]] = {}
 
     @property
     def unmatched(self) -> tuple[str, ...]:
         """Blobs whose statistics must be collected on the ncnn graph."""
         return tuple(
             dict.fromkeys(layer.tensor for layer in self.known.layers if not layer.matched)
+        )
+
+    def add_statistics(self, path: Path) -> None:
+        """Take in statistics of the blobs in `unmatched` (edgekit.stages.collect_ncnn)."""
+        self._statistics.append(store.read(path)[0])
+        self._ranges.clear()
+
+    def round_weights(
+        self, feeds: Sequence[NDArray[Any]], progress: Progress = no_progress
+    ) -> None:
+        """Round the weights with what enters the layers in view (edgekit.stages.round_ncnn).
+
+        `feeds` are input tensors of real images. Without it, weights are rounded to the nearest level.
+        """
+        bits = {layer.place: self.bits(layer) for layer in self.known.layers}
+        self._levels = round_ncnn.run(
+            self.float_model, self.model, self.known.layers, bits, feeds, progress
         )
 
     @property
@@ -123,27 +148,39 @@ class NcnnQuantizer:
         winograd = ncnn_int8.uses_winograd(self.float_model.graph.layers[layer.place])
         return 6 if self._rules.winograd and winograd else 8
 
-    def plan(self, method: str, keep: Collection[str]) -> dict[int, LayerScale]:
-        """How every layer that is not in `keep` and whose input's range is known is quantized."""
-        ranges = self.ranges(method)
-        return {
-            layer.place: LayerScale.of_range(ranges[layer.tensor].amax, self.bits(layer))
-            for layer in self.known.layers
-            if layer.name not in keep and layer.tensor in ranges
-        }
+    def plan(
+        self, method: str, keep: Collection[str], methods: Mapping[str, str] | None = None
+    ) -> dict[int, LayerScale]:
+        """How every layer that is not in `keep` and whose input's range is known is quantized.
+
+        `methods` gives single layers another method than `method`.
+        """
+        chosen: dict[int, LayerScale] = {}
+        for layer in self.known.layers:
+            ranges = self.ranges((methods or {}).get(layer.name, method))
+            if layer.name not in keep and layer.tensor in ranges:
+                amax = ranges[layer.tensor].amax
+                chosen[layer.place] = LayerScale.of_range(amax, self.bits(layer))
+        return chosen
 
     def quantized(
-        self, method: str, keep: Collection[str], *, only: str | None = None
+        self,
+        method: str,
+        keep: Collection[str],
+        *,
+        methods: Mapping[str, str] | None = None,
+        only: str | None = None,
     ) -> NcnnModel:
         """The model in INT8 but for `keep`, its float weights in float16 where that holds them.
 
-        With `only`, that layer alone is in INT8, and all others are as they were.
+        `methods` as in `plan`. With `only`, that layer alone is in INT8, and all others are as they
+        were.
         """
-        plan = self.plan(method, keep)
+        plan = self.plan(method, keep, methods)
         if only is not None:
             places = {layer.place for layer in self.known.layers if layer.name == only}
             plan = {place: scale for place, scale in plan.items() if place in places}
-        made = ncnn_int8.quantize(self.float_model, plan)
+        made = ncnn_int8.quantize(self.float_model, plan, self._levels)
         weights: list[Mapping[str, Array]] = list(made.weights)
         for layer in self.known.layers:
             if layer.place in plan and layer.matched:
@@ -209,9 +246,7 @@ class NcnnQuantizer:
         for name in asked:
             found = name if name in types else own.get(name)
             if found is None and name not in self._nodes:
-                raise BadInput(
-                    f"No node '{name}' in {self.model.path.name}, asked to stay float."
-                )
+                raise BadInput(f"No node '{name}' in {self.model.path.name}, asked to stay float.")
             if found is not None:
                 reasons[found] = "asked to stay float"
         return reasons
@@ -243,9 +278,11 @@ def run(
     keep: Mapping[str, str],
     feeds: Sequence[NDArray[Any]],
     out: Path,
+    methods: Mapping[str, str] | None = None,
 ) -> QuantizedNcnn:
     """Write the INT8 model and its table into `out`; `keep` maps layers left float to the reason.
 
+    Ranges are chosen by `method`, for single layers by what `methods` gives them.
     `feeds`, input tensors of real images, are for the parity with the float model. Raises
     NotPossible when no layer can be INT8, VerificationFailed when the result is another model.
     """
@@ -257,10 +294,13 @@ def run(
     layers = [layer for layer in quantizer.known.layers if layer.name not in floats]
     if not layers:
         reasons = "; ".join(sorted(set(floats.values()))) or "it has no convolution"
-        raise NotPossible(f"No layer of {quantizer.model.path.name} can be INT8 in ncnn: {reasons}.")
-    made = quantizer.quantized(method, floats)
+        raise NotPossible(
+            f"No layer of {quantizer.model.path.name} can be INT8 in ncnn: {reasons}."
+        )
+    made = quantizer.quantized(method, floats, methods=methods)
     engine = quantizer.write(made, out)
     ncnn_table.write(ncnn_table.of_layers(made.graph, made.weights), out / TABLE)
+    engine = dataclasses.replace(engine, files=(*engine.files, out / TABLE))
     parity = None
     if feeds:
         name = onnx_file.main_input(quantizer.model).name

@@ -1,14 +1,20 @@
-"""The search on an ncnn model: which method chooses the ranges, and which layers stay float.
+"""The search on an ncnn model: which method chooses each range, and which layers stay float.
 
-The strategy is that of edgekit.stages.search, the judge that of edgekit.stages.agreement: calibration
-images and the float model's own answers. What is particular here:
+Everything is judged on calibration images with the float model's own answers as the truth
+(edgekit.stages.agreement).
 
-- Float layers are bought where they are cheap. A layer's noise is the error it alone makes at the
-  outputs, as a share of the error of the whole INT8 model, block by block; noises add up (measured:
-  0.068 against a sum of 0.071 on YOLO11n). Layers are ranked by noise for what they cost: MACs that
-  leave INT8, and bytes.
-- Where the head is known, only predictions count that the float model is sure of: the boxes of all
-  others are noise by themselves.
+1. Every method is tried on the whole model; so is leaving a detector's last layers float.
+2. Where that is not near enough, each layer's noise is measured: the error that it alone makes at the
+   outputs, as a share of the error of the whole INT8 model, boxes and scores apart. Noises add up
+   (measured: 0.068 against a sum of 0.071 on YOLO11n). Each layer takes the method with which its
+   noise is least.
+3. Float layers are bought where they are cheap: layers are ranked by noise for what they cost, MACs
+   that leave INT8 and bytes, and a growing number of the first is left float.
+4. Of everything tried, the one with the fewest float layers that is within a small distance of the
+   best is taken.
+
+Where the head is known, only predictions count that the float model is sure of: the boxes of all
+others are noise by themselves.
 """
 
 from __future__ import annotations
@@ -16,9 +22,10 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit import atomic, onnx_file
 from edgekit.codec import from_json, to_record
@@ -26,7 +33,6 @@ from edgekit.errors import BadInput, EdgekitError
 from edgekit.metrics.heads import choose_head
 from edgekit.preprocess import Preprocess, apply
 from edgekit.runtimes import open_session
-from edgekit.stages import search
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
 from edgekit.stages.layout import HEADS
@@ -38,20 +44,36 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekit.block import Block
     from edgekit.builders.pnnx import NcnnModel
+    from edgekit.stages.ncnn_layers import NcnnLayerInfo
+
+T = TypeVar("T", list[Any], dict[str, Any])
 
 VERSION = 1
 METHODS = ("mse", "percentile", "minmax", "entropy")
-JUDGED_IMAGES = 32
+"""What is tried on the whole model, the default first."""
+PER_LAYER = ("mse", "percentile", "minmax")
+"""What a layer may choose from by itself."""
+PER_LAYER_CHOICE = "per-layer"
+"""The method of a choice in which each layer has one of its own."""
+JUDGED_IMAGES = 48
+ENOUGH = 0.985
+"""Agreement that ends the search."""
+WITHIN = 0.003
+"""How far from the best trial one with fewer float layers may be: between INT8 layers ncnn computes in
+float anyway where the activation is not ReLU, so a float layer costs little time."""
 _NOISE_IMAGES = 6
-# confidence above which a prediction counts for the noise
+# confidence above which a prediction of the float model counts
 _SURE = 0.05
 # the .bin of an INT8 model shall not be larger than this share of the float one
 _LEAST_SAVING = 0.35
+# how many of the ranking are left float: dense where single layers matter
+_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # of the float size: what may be spent on float layers where INT8 alone is near that or above
 _SMALLEST_ALLOWANCE = 0.02
 # what a float layer costs at least, so that the tiniest are not bought for nothing
-_LEAST_COST = 0.02
+_LEAST_COST = 0.003
 
 
 class NcnnSearch:
@@ -73,6 +95,7 @@ class NcnnSearch:
     ) -> None:
         self._quantizer = quantizer
         self._always = frozenset(always)
+        self.methods: dict[str, str] = {}
         model = quantizer.model
         name = onnx_file.main_input(model).name
         every = max(1, len(pictures) // _NOISE_IMAGES)
@@ -85,9 +108,17 @@ class NcnnSearch:
             self._head = _head_name(self._expected[0], size, head, task)
             blocks = find_blocks(model.path, self._head, self._feeds[0])
             self._judge = Agreement(
-                session, pictures, contract, blocks, head=head, names=names, task=task
+                session,
+                pictures,
+                contract,
+                blocks,
+                head=head,
+                names=names,
+                task=task,
+                confident=_SURE,
             )
         self._blocks = blocks
+        self._meanings = _meanings(blocks, self._expected[0])
         self._masks = [
             {name: _sure(array, self._head) for name, array in outputs.items()}
             for outputs in self._expected
@@ -103,42 +134,61 @@ class NcnnSearch:
         options: SearchOptions,
         partial: Path | None = None,
         progress: Progress = no_progress,
+        clock: Callable[[], float] = time.monotonic,
     ) -> SearchResult:
-        """Search; trials are kept in the folder `partial` so that an interrupted search goes on."""
-        trials = None if partial is None else partial / "trials.json"
-        noises = None if partial is None else partial / "noises.json"
+        """Search; what was found is kept in the folder `partial`, so that a second run goes on there.
+
+        At least the default is tried, however short the time.
+        """
+        log = _Log(partial, progress)
+        late = clock() + options.seconds
+
+        def tried(choice: Choice) -> Trial:
+            return log.trial(choice, self._attempt)
+
         heads = tuple(name for name in self._quantizer.default_float() if name not in self._always)
-        choices = [
+        for choice in (
             *([_choice(METHODS[0], heads)] if heads else []),
             *(_choice(method) for method in METHODS),
-        ]
-        self._least_share = options.least_share
-
-        def remember(done: Sequence[Trial]) -> None:
-            if trials is not None:
-                atomic.write_json(trials, to_record(tuple(done)))
-
-        return search.run(
-            choices,
-            self._attempt,
-            lambda choice: self._ranking(choice, noises, progress),
-            self._share_without,
-            options,
-            known=_known(trials),
-            remember=remember,
-            progress=progress,
+        ):
+            if not log.trials or clock() < late:
+                tried(choice)
+        best = log.best
+        noises: dict[str, float] = {}
+        if best.agreement < options.enough and clock() < late:
+            by_method = self._noises(best.choice.method, log, lambda: clock() < late)
+            noises = {name: min(found.values()) for name, found in by_method.items()}
+            self.methods = {
+                name: min(found, key=lambda method: found[method])
+                for name, found in by_method.items()
+            }
+            chosen = self._affordable(self._ranking(noises, options), options.least_share)
+            for count in (0, *(c for c in _COUNTS if c < len(chosen)), len(chosen)):
+                if clock() >= late or log.best.agreement >= options.enough:
+                    break
+                tried(_choice(PER_LAYER_CHOICE, tuple(chosen[:count])))
+        near = [t for t in log.trials if t.agreement >= log.best.agreement - options.within]
+        taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
+        return SearchResult(
+            best=taken,
+            trials=tuple(log.trials),
+            sensitivity_db={n: -10 * math.log10(max(x, 1e-12)) for n, x in noises.items()},
+            out_of_time=clock() >= late,
         )
 
-    def keep_of(self, choice: Choice) -> dict[str, str]:
-        """The layers that `choice` leaves float, with the reason."""
-        return dict.fromkeys(choice.keep_float, "the search left it float")
+    def methods_of(self, choice: Choice) -> dict[str, str]:
+        """The method of each layer that has one of its own in `choice`, by its name."""
+        return self.methods if choice.method == PER_LAYER_CHOICE else {}
 
     def _attempt(self, choice: Choice) -> Trial:
         keep = self._always | set(choice.keep_float)
         with tempfile.TemporaryDirectory(prefix="edgekit-search-") as folder:
-            engine = self._quantizer.write(
-                self._quantizer.quantized(choice.method, keep), Path(folder)
+            model = self._quantizer.quantized(
+                METHODS[0] if choice.method == PER_LAYER_CHOICE else choice.method,
+                keep,
+                methods=self.methods_of(choice),
             )
+            engine = self._quantizer.write(model, Path(folder))
             with open_session("ncnn", engine.files) as session:
                 agreement = self._judge.score(session)
         share = self._quantizer.known.share_without(frozenset(keep))
@@ -153,44 +203,56 @@ class NcnnSearch:
             return 0.0
         return self._quantizer.known.share_without(chosen | self._always)
 
-    def _ranking(
-        self, choice: Choice, file: Path | None, progress: Progress
-    ) -> Mapping[str, float]:
-        """For each layer, how little it pays to leave it float, in dB: the lowest are first."""
-        noises = self._noises(choice.method, file, progress)
-        spent = 1.0 - self._least_share
-        ranking = {}
-        for layer in self._quantizer.known.layers:
-            if layer.name not in noises:
-                continue
-            work = layer.macs / self._quantizer.known.total_macs / spent if spent > 0 else math.inf
-            cost = max(work, layer.values / self._allowance) + _LEAST_COST
-            ranking[layer.name] = -10 * math.log10(max(noises[layer.name], 1e-12) / cost)
-        return ranking
+    def _ranking(self, noises: Mapping[str, float], options: SearchOptions) -> list[str]:
+        """Layers by what leaving them float brings for what it costs, the best first."""
+        spent = max(1.0 - options.least_share, 1e-9)
 
-    def _noises(self, method: str, file: Path | None, progress: Progress) -> dict[str, float]:
-        """Noise of each layer alone, as a share of that of all together; mean over the blocks."""
-        known = _stored(file, method)
+        def worth(layer: NcnnLayerInfo) -> float:
+            work = layer.macs / self._quantizer.known.total_macs / spent
+            cost = max(work, layer.values / self._allowance) + _LEAST_COST
+            return noises[layer.name] / cost
+
+        known = [layer for layer in self._quantizer.known.layers if layer.name in noises]
+        return [layer.name for layer in sorted(known, key=worth, reverse=True)]
+
+    def _affordable(self, ranking: Sequence[str], least_share: float) -> list[str]:
+        """The layers that can be float together, in order; one too large is passed over."""
+        chosen: list[str] = []
+        for name in ranking:
+            if len(chosen) < _COUNTS[-1] and self._share_without((*chosen, name)) >= least_share:
+                chosen.append(name)
+        return chosen
+
+    def _noises(
+        self, method: str, log: _Log, time_left: Callable[[], bool]
+    ) -> dict[str, dict[str, float]]:
+        """Layer → method → its noise, as a share of that of all layers by `method`.
+
+        The mean over the meanings. Layers for which the time did not last are not among them.
+        """
         everything = self._energies(self._quantizer.quantized(method, self._always))
+        methods = dict.fromkeys((method, *PER_LAYER))
+        found: dict[str, dict[str, float]] = {}
         names = [name for name in self._quantizer.names if name not in self._always]
         for number, name in enumerate(names):
-            progress(number, len(names), "noise of layers")
-            if name in known:
-                continue
-            alone = self._energies(self._quantizer.quantized(method, self._always, only=name))
-            shares = [
-                one / whole for one, whole in zip(alone, everything, strict=True) if whole > 0
-            ]
-            known[name] = sum(shares) / len(shares) if shares else 0.0
-            if file is not None and number % 16 == 15:
-                atomic.write_json(file, {"method": method, "noises": known})
-        return known
+            if not time_left():
+                break
+            log.progress(number, len(names), "noise of layers")
+            for own in methods:
+                alone = log.noise(name, own, lambda name=name, own=own: self._alone(name, own))  # type: ignore[misc]
+                shares = [a / b for a, b in zip(alone, everything, strict=True) if b > 0]
+                found.setdefault(name, {})[own] = sum(shares) / len(shares) if shares else 0.0
+        log.save()
+        return found
+
+    def _alone(self, name: str, method: str) -> list[float]:
+        return self._energies(self._quantizer.quantized(method, self._always, only=name))
 
     def _energies(self, model: NcnnModel) -> list[float]:
-        """Summed squared error of each block over the noise images."""
+        """Summed squared error of the blocks of each meaning over the noise images."""
         import numpy as np
 
-        energies = [0.0] * len(self._blocks)
+        energies = [0.0] * (1 + max(self._meanings))
         with tempfile.TemporaryDirectory(prefix="edgekit-search-") as folder:
             engine = self._quantizer.write(model, Path(folder))
             with open_session("ncnn", engine.files) as session:
@@ -200,13 +262,26 @@ class NcnnSearch:
                 name: (outputs[name].astype(np.float64) - array) * masks[name]
                 for name, array in expected.items()
             }
-            for number, block in enumerate(self._blocks):
-                energies[number] += float(np.square(block.take(errors[block.output])).sum())
+            for meaning, block in zip(self._meanings, self._blocks, strict=True):
+                energies[meaning] += float(np.square(block.take(errors[block.output])).sum())
         return energies
 
 
 def _choice(method: str, keep: tuple[str, ...] = ()) -> Choice:
     return Choice(method=method, keep_float=keep, bias_correction=True)
+
+
+def _meanings(blocks: Sequence[Block], outputs: Mapping[str, NDArray[Any]]) -> list[int]:
+    """For each block the number of its meaning: boxes, scores … of all scales count together."""
+    numbers: dict[Any, int] = {}
+    found = []
+    for block in blocks:
+        shape = outputs[block.output].shape
+        axes = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
+        across = min(axes, key=lambda axis: shape[axis], default=0)
+        place = block.axes[across] if len(block.axes) > across else ()
+        found.append(numbers.setdefault((block.output, place), len(numbers)))
+    return found
 
 
 def _size(model: NcnnModel) -> int:
@@ -249,30 +324,61 @@ def _sure(output: NDArray[Any], head: str | None) -> NDArray[Any] | float:
     return np.expand_dims(mask, across) if mask.any() else 1.0
 
 
-def _known(file: Path | None) -> tuple[Trial, ...]:
-    """Trials of an interrupted run; a file that cannot be read counts as none."""
-    records = _read(file)
-    try:
-        return tuple(from_json(Trial, record) for record in records or ())
-    except (ValueError, TypeError, EdgekitError):
-        return ()
+class _Log:
+    """What a search has found so far, kept in a folder; a file that cannot be read counts as none."""
 
+    def __init__(self, folder: Path | None, progress: Progress) -> None:
+        self.trials: list[Trial] = []
+        self.progress = progress
+        self._folder = folder
+        self._unsaved = 0
+        self._known: dict[Choice, Trial] = {}
+        self._noises: dict[str, list[float]] = {}
+        for record in self._read("trials.json", list):
+            try:
+                trial = from_json(Trial, record)
+            except (ValueError, TypeError, EdgekitError):
+                break
+            self._known[trial.choice] = trial
+        for key, energies in self._read("noises.json", dict).items():
+            if isinstance(energies, list) and all(isinstance(x, (int, float)) for x in energies):
+                self._noises[key] = [float(x) for x in energies]
 
-def _stored(file: Path | None, method: str) -> dict[str, float]:
-    """Noises of an interrupted run, for the same method."""
-    record = _read(file)
-    if not isinstance(record, dict) or record.get("method") != method:
-        return {}
-    noises = record.get("noises")
-    if not isinstance(noises, dict):
-        return {}
-    return {str(k): float(v) for k, v in noises.items() if isinstance(v, (int, float))}
+    @property
+    def best(self) -> Trial:
+        return max(self.trials, key=lambda trial: trial.agreement)
 
+    def trial(self, choice: Choice, attempt: Callable[[Choice], Trial]) -> Trial:
+        """The trial of `choice`, made now or in an interrupted run."""
+        if choice not in self._known:
+            self._known[choice] = attempt(choice)
+        self.trials.append(self._known[choice])
+        if self._folder is not None:
+            atomic.write_json(self._folder / "trials.json", to_record(tuple(self._known.values())))
+        self.progress(len(self.trials), 0, "search")
+        return self._known[choice]
 
-def _read(file: Path | None) -> Any:
-    if file is None or not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    def noise(self, layer: str, method: str, measure: Callable[[], list[float]]) -> list[float]:
+        """The error energies of one layer with one method, measured now or before."""
+        key = f"{method} {layer}"
+        if key not in self._noises:
+            self._noises[key] = measure()
+            self._unsaved += 1
+            if self._unsaved >= 32:
+                self.save()
+        return self._noises[key]
+
+    def save(self) -> None:
+        """Write the noises that were measured."""
+        if self._folder is not None and self._unsaved:
+            atomic.write_json(self._folder / "noises.json", self._noises)
+        self._unsaved = 0
+
+    def _read(self, name: str, kind: type[T]) -> T:
+        if self._folder is None or not (self._folder / name).is_file():
+            return kind()
+        try:
+            value = json.loads((self._folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return kind()
+        return value if isinstance(value, kind) else kind()

@@ -117,7 +117,9 @@ def load_teacher(path: Path) -> ResNet20:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--assets", type=Path, required=True, help="folder with models/ and cifar10/")
+    parser.add_argument(
+        "--assets", type=Path, required=True, help="folder with models/ and cifar10/"
+    )
     parser.add_argument("--out", type=Path, default=Path("ternary.pt"))
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--codes", action="store_true", help="store codes and scales")

@@ -269,7 +269,9 @@ def test_ctrl_c_leaves_nothing_half_and_the_next_run_succeeds(
         folder,
         CONTRACT,
         tmp_path / "fresh.npz",
-        dataclasses.replace(OPTIONS, tensors=statistics.origin.tensors),
+        dataclasses.replace(
+            OPTIONS, tensors=statistics.origin.tensors, channels=statistics.origin.channels
+        ),
     )
     assert fresh.sha256 == digest
 

@@ -62,10 +62,14 @@ def timing(row: dict[str, Any], runtime: str, batch: int = 1) -> dict[str, Any]:
     return found
 
 
-def test_a_folder_of_checkpoints(
-    assets: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_of_checkpoints_and_that_nothing_is_done_twice(
+    assets: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = answer([str(folder), *RESNET20, *data(assets), *QUICK, "--batch", "1,2"], capsys)
+    arguments = [str(folder), *RESNET20, *data(assets), *QUICK, "--batch", "1,2"]
+    found = answer(arguments, capsys)
     full, sparse, damaged = found["rows"]
     assert [row["name"] for row in found["rows"]] == ["a_full", "b_sparse", "c_damaged"]
     assert found["images"] == 100 and found["batches"] == [1, 2] and found["task"] == "classify"
@@ -95,21 +99,13 @@ def test_a_folder_of_checkpoints(
     assert damaged["timings"] == [] and damaged["accuracy"] is None
     assert "damaged" in damaged["errors"][0]
 
-
-def test_a_second_run_works_nothing_out_again(
-    assets: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = [str(folder), *RESNET20, *data(assets), *QUICK]
-    first = answer(arguments, capsys)
-
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("this was worked out before")
 
     monkeypatch.setattr(stage.scoring.evaluate, "measure", refuse)
     monkeypatch.setattr(stage.scoring.bootstrap, "paired_difference", refuse)
     monkeypatch.setattr(stage.timing, "measure_together", refuse)
-    second = answer(arguments, capsys)
-    assert second == first
+    assert answer(arguments, capsys) == found
     with pytest.raises(AssertionError, match="worked out before"):
         answer([*arguments, "--fresh"], capsys)
 
@@ -239,7 +235,9 @@ def test_the_published_pruning_table(assets: Path, capsys: pytest.CaptureFixture
     assert [row["parameters"] for row in rows] == [2_605_369, 1_381_953, 934_721]
     for row, expected in zip(rows, (0.752, 0.729, 0.695), strict=True):
         assert row["accuracy"]["map50_95"] == pytest.approx(expected, abs=0.003)
-    assert [round(row["flops_reduction"], 2) for row in rows] == [0.0, 0.49, 0.63]
+    reductions = [row["flops_reduction"] for row in rows]
+    # 0.806, 0.409 and 0.295 GMACs
+    assert reductions == pytest.approx([0.0, 0.493, 0.634], abs=0.005)
     assert {row["architecture"] for row in rows} == {"yolo11n"}
     assert 0 < rows[1]["pruned_share"] < rows[2]["pruned_share"] < 1
     assert cli.run([

@@ -113,7 +113,10 @@ def test_prepared_graph_of_the_pruned_detector_has_only_batchnorm_less(
     _export([str(checkpoint), "-t", "x86-fp32", "--images", str(images), "-o", str(out)], capsys)
     graph = onnx.load(out / "onnxruntime" / "model.onnx").graph
     used = {
-        name for node in graph.node if node.op_type in ("Conv", "ConvTranspose") for name in node.input[1:]
+        name
+        for node in graph.node
+        if node.op_type in ("Conv", "ConvTranspose")
+        for name in node.input[1:]
     }
     total = sum(int(np.prod(i.dims)) for i in graph.initializer if i.name in used)
     assert total == 929_561
@@ -123,7 +126,15 @@ def test_onnx_detector(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     images = _folder_of(assets / "coco" / "calib", 8, tmp_path / "images")
     out = tmp_path / "bundle"
     answer = _export(
-        [str(assets / "models" / "yolov5n.onnx"), "-t", "x86-int8", "--images", str(images), "-o", str(out)],
+        [
+            str(assets / "models" / "yolov5n.onnx"),
+            "-t",
+            "x86-int8",
+            "--images",
+            str(images),
+            "-o",
+            str(out),
+        ],
         capsys,
     )
     assert "assumed" in answer["warnings"][0]

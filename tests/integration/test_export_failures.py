@@ -87,7 +87,9 @@ def test_no_images_for_an_int8_target(place: Path, capsys: pytest.CaptureFixture
     _fails(GOOD[:3], 2, "--images", capsys)
 
 
-def test_an_unknown_target_names_the_nearest(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_target_names_the_nearest(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _fails(["net.onnx", "-t", "x86-itn8", "--images", "images"], 2, "x86-int8", capsys)
 
 
@@ -111,9 +113,7 @@ def test_a_file_that_is_no_model(place: Path, capsys: pytest.CaptureFixture[str]
     _fails(["empty.onnx", *GOOD[1:]], 8, "empty", capsys)
 
 
-def test_a_pickle_that_would_run_code(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pickle_that_would_run_code(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
 
     class Bomb:
@@ -165,6 +165,29 @@ def test_a_folder_of_the_users_is_never_replaced(
     (place / "mine" / "thesis.txt").write_text("years of work")
     assert run(["export", *GOOD, "-o", "mine"]) == 8
     assert (place / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_fresh_really_makes_everything_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", *GOOD, "-o", "out"]) == 0
+    entries = place / "edgekit-cache" / "entries"
+
+    def made() -> dict[str, float]:
+        return {
+            path.name: json.loads((path / "entry.json").read_text())["created_s"]
+            for path in entries.iterdir()
+        }
+
+    before = made()
+    capsys.readouterr()
+    assert run(["export", "--json", *GOOD, "-o", "out", "--fresh"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert not any(stage["cached"] for stage in answer["stages"])
+    after = made()
+    again = before.keys() & after.keys()
+    assert again and all(before[name] < after[name] for name in again)
+    assert run(["verify", "out"]) == 0
 
 
 def test_a_project_file_says_it_all(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,11 +245,14 @@ def test_interrupted_in_the_middle_of_calibrate(
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == {
-        signal.SIGINT: 130,
-        signal.SIGTERM: 143,
-        signal.SIGKILL: -9,
-    }[number]
+    assert (
+        process.returncode
+        == {
+            signal.SIGINT: 130,
+            signal.SIGTERM: 143,
+            signal.SIGKILL: -9,
+        }[number]
+    )
     assert "Traceback" not in err
     assert not (place / "out").exists()
     if number != signal.SIGKILL:

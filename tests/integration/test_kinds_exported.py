@@ -5,7 +5,6 @@ What each is compared with is made here, not by edgekit's loader: the network th
 
 from __future__ import annotations
 
-import copy
 import json
 import struct
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from edgekit import onnx_file
 from edgekit.checkpoint import LoadOptions
 from edgekit.errors import NotPossible, UsageError
 from edgekit.preprocess import Preprocess
+from edgekit.quantization import existing
 from edgekit.runtimes import open_session
-from edgekit.stages import dequantize, export, inspect, quantize
+from edgekit.stages import calibrate, dequantize, export, inspect, prepare, quantize, simplify
 from edgekit.target import load_target
 from tests import bitlinear
 from tests.architectures import resnet20
@@ -113,7 +113,11 @@ def save_safetensors(folder: Path) -> tuple[Path, LoadOptions, nn.Module]:
     for key, tensor in model.state_dict().items():
         raw = tensor.numpy().tobytes()
         place = [len(data), len(data) + len(raw)]
-        header[key] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        header[key] = {
+            "dtype": kinds[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": place,
+        }
         data += raw
     text = json.dumps(header).encode()
     (folder / "m.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -132,7 +136,9 @@ def save_bitlinear(folder: Path, kind: str) -> tuple[Path, LoadOptions, nn.Modul
     model = getattr(bitlinear, kind)()
     images = torch.randn(200, 3, 32, 32)
     # something to learn: which half of the image is brighter, in ten steps
-    labels = ((images[:, :, :16].mean((1, 2, 3)) - images[:, :, 16:].mean((1, 2, 3))) * 60 + 5).long()
+    labels = (
+        (images[:, :, :16].mean((1, 2, 3)) - images[:, :, 16:].mean((1, 2, 3))) * 60 + 5
+    ).long()
     start = bitlinear.train(model, images, labels.clamp(0, 9), 1)
     assert bitlinear.train(model, images, labels.clamp(0, 9), 4) < start
     torch.save(model.state_dict(), folder / "m.pt")
@@ -165,7 +171,7 @@ def test_the_exported_graph_computes_what_torch_does(tmp_path: Path, kind: str) 
 def test_bitlinear_layers_are_ternary(tmp_path: Path, kind: str) -> None:
     path, options, model = save_bitlinear(tmp_path, kind)
     loaded = checkpoints.load(path, options)
-    proto = inspect._graph_of(loaded.module, CONTRACT)
+    proto = inspect.graph_of(loaded.module, CONTRACT.input_shape)
     found = inspect.inspect_graph(
         proto, name="m", kind="state_dict", input_shape=(1, 3, 32, 32), size_bytes=0
     )
@@ -205,26 +211,105 @@ def test_dynamic_int8_becomes_float_again(tmp_path: Path, dynamic: tuple[Path, n
     done = dequantize.run(onnx_file.describe(path), FEEDS, tmp_path / "m.onnx")
     kinds = {node.op_type for node in onnx.load(done.model.path).graph.node}
     assert not kinds & {"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
-    # beside the float network's only the rounding of the weights is left: exactly that
-    rounded = copy.deepcopy(model)
-    values = {
-        item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer
-    }
-    weights = [name for name in values if name.endswith("_quantized")]
-    assert len(weights) == 20
     error = worst(model, done.model.path)
     print(f"dynamic INT8 --dequantize: max_rel_error {error:.1e}, {done.parity.sqnr_db:.1f} dB")
-    assert error < 0.05 < 1 > error
+    assert error < 0.05
     assert done.parity is not None and done.parity.sqnr_db > 25
+    # the float graph with the integers' weights computes exactly this: no activation is rounded
+    rounded = onnx.load(path.with_name("f.onnx"))
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+    changed = 0
+    for item in rounded.graph.initializer:
+        if f"{item.name}_quantized" in stored:
+            integers = stored[f"{item.name}_quantized"].astype(np.float64)
+            integers -= stored[f"{item.name}_zero_point"]
+            weight = (integers * stored[f"{item.name}_scale"]).astype(np.float32)
+            weight = weight if list(weight.shape) == list(item.dims) else weight.T
+            item.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(weight), item.name))
+            changed += 1
+    assert changed == 20
+    onnx.save(rounded, tmp_path / "rounded.onnx")
+    with (
+        open_session("onnxruntime", tmp_path / "rounded.onnx") as first,
+        open_session("onnxruntime", done.model.path) as second,
+    ):
+        for feed in FEEDS:
+            (wanted,) = first.run({first.inputs[0].name: feed}).values()
+            (got,) = second.run({second.inputs[0].name: feed}).values()
+            np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
     names = quantize.observed_tensors(done.model, load_target("x86-int8"))
     assert len(names) > 20
-    del rounded
 
 
-def test_dequantize_is_for_dynamic_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_static_int8_of_another_tool(
+    tmp_path: Path, dynamic: tuple[Path, nn.Module], form: str
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    path, model = dynamic
+
+    class Reader(CalibrationDataReader):
+        feeds = iter(FEEDS)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            feed = next(self.feeds, None)
+            return None if feed is None else {name: feed}
+
+    source = path.with_name("f.onnx")
+    name = onnx.load(source).graph.input[0].name
+    given = tmp_path / "given.onnx"
+    quantize_static(source, given, Reader(), quant_format=QuantFormat[form])
+    loaded = checkpoints.load(given)
+    assert any("already quantized" in note for note in loaded.notes)
+    taken = export.run(loaded, CONTRACT, FEEDS, tmp_path / "e.onnx", export.ExportOptions()).model
+    assert worst(model, taken.path) < 0.2
+    simple = simplify.run(taken, FEEDS, tmp_path / "s.onnx", simplify.SimplifyOptions()).model
+    ready = prepare.run(simple, FEEDS, tmp_path / "p.onnx").model
+    wanted = existing.signature(onnx.load(given))
+    assert existing.signature(onnx.load(ready.path)) == wanted
+    profile = load_target("x86-int8")
+    if form == "QOperator":
+        with pytest.raises(NotPossible) as raised:
+            quantize.observed_tensors(ready, profile)
+        assert "float target" in raised.value.hint
+        return
+    # every scale is there: calibration has nothing to say, and quantizing changes nothing
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "i.npz", images=images, labels=np.zeros(2, np.int64))
+    calibration = calibrate.run(
+        ready,
+        tmp_path / "i.npz",
+        CONTRACT,
+        tmp_path / "c.npz",
+        calibrate.CalibrateOptions(tensors=quantize.observed_tensors(ready, profile)),
+    )
+    done = quantize.run(
+        ready, calibration, profile, FEEDS, tmp_path / "q.onnx", quantize.QuantizeOptions()
+    )
+    assert existing.signature(onnx.load(done.model.path)) == wanted
+    assert len(done.placement.compute) == 20
+    assert done.parity is not None and done.parity.max_rel_error == 0
+
+
+def test_the_command_makes_it_float(tmp_path: Path, dynamic: tuple[Path, nn.Module]) -> None:
+    from click.testing import CliRunner
+
+    from edgekit.cli import group
+
+    out = tmp_path / "float.onnx"
+    arguments = ["simplify", str(dynamic[0]), "--dequantize", "--out", str(out), "--json"]
+    done = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    notes = json.loads(done.stdout)["notes"]
+    assert "20 dynamic INT8 layers turned into float" in notes
+    assert any("onnxsim" in note for note in notes)
+    assert "ConvInteger" not in {node.op_type for node in onnx.load(out).graph.node}
+
+
+def test_dequantize_is_for_quantized_models(tmp_path: Path) -> None:
     path, options, _ = save_pt2(tmp_path)
     loaded = checkpoints.load(path, options)
-    with pytest.raises(UsageError, match="dequantize"):
+    with pytest.raises(UsageError, match="nothing to dequantize"):
         export.run(
             loaded, CONTRACT, FEEDS, tmp_path / "x.onnx", export.ExportOptions(dequantize=True)
         )

@@ -10,7 +10,9 @@ from edgekit.preprocess import Preprocess, apply, fit, lookup_table
 
 
 def _image(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8)
+    return np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, 3), np.uint8
+    )
 
 
 def test_normalization_is_the_formula_rounded_once() -> None:

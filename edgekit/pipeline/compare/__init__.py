@@ -6,6 +6,7 @@ it stopped. What fails stays in its row.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from edgekit import __version__, cpu
 from edgekit.cache import StageCache
 from edgekit.filehash import FileHashes
-from edgekit.metrics.datasets import open_dataset
+from edgekit.metrics.datasets import Dataset, open_dataset
 from edgekit.pipeline.compare.ablation import variants
 from edgekit.pipeline.compare.candidates import Candidate, candidates
 from edgekit.pipeline.compare.request import PRESETS, CompareRequest, listed
@@ -39,7 +40,10 @@ def compare(
     """
     dataset = None
     if request.data is not None:
-        dataset = open_dataset(request.data, split=request.split, limit=request.limit)
+        dataset = open_dataset(
+            request.data, split=request.split, images=request.data_images, limit=request.limit
+        )
+        request = _with_real_images(request, dataset)
     models = listed(request.models, request.baseline)
     with StageCache(note=note) as cache, FileHashes(cache.folder / "hashes.json") as hashes:
         runner = StageRunner(cache, progress, note, fresh=request.fresh)
@@ -77,6 +81,20 @@ def compare(
         settings=_settings(request),
         load=max(loads, default=None),
         notes=dataset.notes if dataset is not None else (),
+    )
+
+
+def _with_real_images(request: CompareRequest, dataset: Dataset) -> CompareRequest:
+    """The first labelled image serves the exports' parity checks where no images were given.
+
+    Noise would do, but real images tell more. Never to calibrate with: that must not be done on what
+    accuracy is measured on.
+    """
+    if request.images is not None or request.target.is_int8 or not dataset.samples:
+        return request
+    first = dataset.samples[0].path
+    return dataclasses.replace(
+        request, images=first.parent if first is not None else dataset.source
     )
 
 

@@ -11,12 +11,12 @@ from edgekit.filehash import FileHashes
 from edgekit.pipeline.compare.candidates import Candidate, Runnable, export_request, onnx_form
 from edgekit.pipeline.compare.request import CompareRequest, Listed
 from edgekit.pipeline.records import Exported
+from edgekit.pipeline.routes import steps_for
 from edgekit.pipeline.runner import Outcome, StageRunner
-from edgekit.pipeline.steps import Steps
 from edgekit.stages import model_facts
 from edgekit.stages.opening import describe
 from edgekit.target import Quantize, TargetProfile
-from edgekit.types import StageOutput
+from edgekit.types import Engine, StageOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,30 +115,30 @@ def _make(
     hashes: FileHashes,
 ) -> None:
     changed = dataclasses.replace(request, target=recipe.target, method=recipe.method)
-    steps = Steps(export_request(changed, row.source), runner, hashes)
+    steps = steps_for(export_request(changed, row.source), runner, hashes)
     exported = steps.export()
     row.contract = exported.value.contract
     simplified = steps.simplify(exported) if recipe.simplify else _unsimplified(exported)
     prepared = steps.prepare(exported, simplified)
     model = prepared.value.model
     if not recipe.int8:
-        row.size_bytes = model.size_bytes
+        plain = steps.float_model(exported, prepared).value
+        row.size_bytes = plain.size_bytes
         row.facts = model_facts.read(model.path, row.contract.input_shape)
-        row.forms.append(onnx_form(row, model.path, model.sha256, optimize=recipe.optimize))
+        row.forms.append(_form(row, plain.engine, recipe))
         return
     calibration = steps.calibrate(exported, prepared)
     quantized = steps.quantize(exported, prepared, calibration)
     built = steps.build(prepared, quantized)
-    engine = built.value.engine
     row.size_bytes = built.value.size_bytes
     row.facts = model_facts.read(quantized.value.model.path, row.contract.input_shape)
+    row.forms.append(_form(row, built.value.engine, recipe))
+
+
+def _form(row: Candidate, engine: Engine, recipe: _Recipe) -> Runnable:
     form = onnx_form(row, engine.files[0], engine.sha256, optimize=recipe.optimize)
-    row.forms.append(
-        Runnable(
-            model=dataclasses.replace(form.model, runtime=engine.runtime, files=engine.files),
-            sha256=engine.sha256,
-        )
-    )
+    model = dataclasses.replace(form.model, runtime=engine.runtime, files=engine.files)
+    return Runnable(model=model, sha256=engine.sha256)
 
 
 def _unsimplified(exported: Outcome[Exported]) -> Outcome[StageOutput]:

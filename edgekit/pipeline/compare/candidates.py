@@ -15,12 +15,14 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.filehash import FileHashes
 from edgekit.pipeline.compare.request import CompareRequest, Listed
 from edgekit.pipeline.request import ExportRequest
+from edgekit.pipeline.routes import steps_for
 from edgekit.pipeline.runner import StageRunner
 from edgekit.pipeline.steps import Steps
 from edgekit.stages import model_facts
 from edgekit.stages.model_facts import ModelFacts
 from edgekit.stages.opening import TORCH, NamedModel, describe
 from edgekit.stages.timed import ModelToTime
+from edgekit.types import Engine
 
 if TYPE_CHECKING:
     from edgekit.preprocess import Preprocess
@@ -158,7 +160,7 @@ class _Builder:
         )
 
     def _steps(self) -> Steps:
-        return Steps(export_request(self.request, self.model.path), self.runner, self.hashes)
+        return steps_for(export_request(self.request, self.model.path), self.runner, self.hashes)
 
     def _as_it_is(self, row: Candidate, named: NamedModel) -> None:
         """An ONNX file or a bundle: nothing is changed."""
@@ -187,6 +189,23 @@ class _Builder:
         row.size_bytes = model.size_bytes
         row.facts = self._facts(row, model.path)
         row.forms.append(onnx_form(row, model.path, model.sha256))
+        plain = steps.float_model(exported, prepared).value
+        if plain.engine.runtime != "onnxruntime":
+            # the target's own runtime: what would be deployed there
+            row.precision, row.size_bytes = plain.engine.precision, plain.size_bytes
+            row.forms.append(self._engine_form(row, plain.engine))
+
+    def _engine_form(self, row: Candidate, engine: Engine) -> Runnable:
+        """What the target's builder made."""
+        return Runnable(
+            model=ModelToTime(
+                name=row.name,
+                runtime=engine.runtime,
+                files=engine.files,
+                contract=row.contract,
+            ),
+            sha256=engine.sha256,
+        )
 
     def _int8(self, row: Candidate, steps: Steps) -> None:
         exported = steps.export()
@@ -198,18 +217,7 @@ class _Builder:
         row.size_bytes = built.value.size_bytes
         row.facts = self._facts(row, quantized.value.model.path)
         row.notes.append(f"{quantized.value.int8_mac_share:.0%} of the MACs in INT8")
-        engine = built.value.engine
-        row.forms.append(
-            Runnable(
-                model=ModelToTime(
-                    name=row.name,
-                    runtime=engine.runtime,
-                    files=engine.files,
-                    contract=row.contract,
-                ),
-                sha256=engine.sha256,
-            )
-        )
+        row.forms.append(self._engine_form(row, built.value.engine))
 
     def _facts(self, row: Candidate, path: Path) -> ModelFacts:
         shape = row.contract.input_shape if row.contract is not None else None

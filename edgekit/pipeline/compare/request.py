@@ -39,6 +39,7 @@ class CompareRequest:
     baseline: Path | None = None
     data: Path | None = None
     split: str = "val"
+    data_images: Path | None = None
     limit: int | None = None
     images: Path | None = None
     size: tuple[int, int] | None = None

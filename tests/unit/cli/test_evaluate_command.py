@@ -15,7 +15,18 @@ from edgekit.cli import run
 from edgekit.preprocess import Preprocess
 
 CONTRACT = Preprocess(height=8, width=8, resize="none")
-FLAGS = ["--color", "rgb", "--resize", "none", "--scale", "1/255", "--mean", "0,0,0", "--std", "1,1,1"]
+FLAGS = [
+    "--color",
+    "rgb",
+    "--resize",
+    "none",
+    "--scale",
+    "1/255",
+    "--mean",
+    "0,0,0",
+    "--std",
+    "1,1,1",
+]
 
 
 def write_model(path: Path, contract: Preprocess | None = None) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edgekit.pipeline.records import Measured, QuantizedRecord
@@ -9,7 +11,6 @@ from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.verdict import Verdict, budget_missed, decide
 from edgekit.target import load_target
 from edgekit.types import AccuracyReport, LatencyReport, OnnxModel, SpeedUp
-from pathlib import Path
 
 
 def _latency(p50: float) -> LatencyReport:

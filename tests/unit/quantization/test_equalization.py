@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_grouped_convolutions_and_dead_channels() -> None:
 
 def _branching(kind: str) -> onnx.ModelProto:
     maker = GraphMaker(2)
-    outputs: dict[str, list[int | str]] = {"y": [1, 8, 16, 16]}
+    outputs: dict[str, Sequence[int | str]] = {"y": [1, 8, 16, 16]}
     maker.conv("x", "a", (8, 8), spread=50.0)
     maker.node("Relu", ["a"], "r")
     if kind == "two readers":

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-
 from edgekit import onnx_file
 from edgekit.quantization import existing
 from edgekit.quantization.placement import Rules, observed, place
@@ -123,6 +122,7 @@ def test_scales_stay_bit_for_bit_and_the_rest_is_filled(bits: int, stored: bool)
         onnx.numpy_helper.to_array(item) for item in done.graph.initializer if "a.wq" in item.name
     )
     assert stored_weight.dtype == np.int8
+    assert not any(item.name == "a.w" for item in done.graph.initializer)
     assert np.abs(stored_weight).max() == 2 ** (bits - 1) - 1
     assert sqnr_db(run(model, feed(), optimize=False)[0], run(done, feed(), optimize=False)[0]) > 25
 
@@ -233,3 +233,32 @@ def test_integers_are_those_of_quantize_linear() -> None:
     done = ir.to_proto(graph)
     feeds = {"x": rng.normal(0, 1, (1, 8)).astype(np.float32)}
     np.testing.assert_array_equal(run(model, feeds, False)[0], run(done, feeds, False)[0])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_float_network_of_a_quantized_one(stored: bool) -> None:
+    import onnx_ir as ir
+
+    model = half_quantized(stored=stored)
+    graph = ir.from_proto(model)
+    assert existing.to_float(graph) == 3
+    done = ir.to_proto(graph)
+    onnx.checker.check_model(done, full_check=True)
+    assert not {node.op_type for node in done.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    small = {"images": feed()["images"] / 4}  # within what the integers span
+    first, second = run(model, small, optimize=False)[0], run(done, small, optimize=False)[0]
+    assert 25 < sqnr_db(first, second) < 80
+
+
+def test_an_output_that_was_quantized_keeps_its_name() -> None:
+    import onnx_ir as ir
+
+    maker = QdqMaker()
+    x = maker.qdq("images", "x", INPUT, 120)
+    maker.qdq(maker.quantized_conv(x, "a", (4, 3)), "y", np.float32(0.02), 128)
+    graph = ir.from_proto(maker.model({"images": (1, 3, 16, 16)}, {"y": (1, 4, 16, 16)}))
+    existing.to_float(graph)
+    done = ir.to_proto(graph)
+    onnx.checker.check_model(done, full_check=True)
+    assert [node.op_type for node in done.graph.node] == ["Conv"]
+    assert [value.name for value in done.graph.output] == ["y"]

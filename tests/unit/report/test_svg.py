@@ -111,3 +111,25 @@ def test_names_are_escaped() -> None:
     parsed(picture)
     assert "<script" not in picture
     assert not re.search(r'aria-label="[^"]*<', picture)
+
+
+def test_names_keep_clear_of_other_points() -> None:
+    close = [
+        point("left one", 4.0, 69.3), point("right one", 4.3, 69.4), point("far away", 9.0, 75.0, 9.0),
+        point("the last at the border", 9.6, 70.0),
+    ]  # fmt: skip
+    circles = [
+        svg._Circle(x=x, y=y, radius=12) for x, y in ((100, 300), (140, 296), (800, 20), (880, 290))
+    ]
+    labels = svg._labels([item.name for item in close], circles, 340)
+    boxes = [
+        label.box(circle, len(item.name))
+        for label, circle, item in zip(labels, circles, close, strict=True)
+    ]
+    for number, box in enumerate(boxes):
+        assert box[0] >= 0 and box[2] <= 900 and box[1] >= 0 and box[3] <= 340
+        for other, circle in enumerate(circles):
+            ring = (circle.x - 11, circle.y - 11, circle.x + 11, circle.y + 11)
+            assert other == number or svg._shared(box, ring) == 0
+        for rest in boxes[number + 1 :]:
+            assert svg._shared(box, rest) == 0
