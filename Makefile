@@ -9,7 +9,7 @@ SLOW   ?=
 JOBS   ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint unit bench-calibration bench-evaluate clean
+.PHONY: setup demo test lint unit bench-calibration bench-int8 bench-evaluate clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,9 @@ unit: $(STAMP)
 
 bench-calibration: $(STAMP)
 	$(BIN)/python benchmarks/calibration.py
+
+bench-int8: $(STAMP)
+	$(BIN)/python benchmarks/int8.py
 
 bench-evaluate: $(STAMP)
 	$(BIN)/python benchmarks/evaluate_throughput.py

@@ -89,6 +89,10 @@ def _shown(speed: SpeedUp) -> str:
     return f"{speed.ratio:.2f} ({speed.low:.2f}-{speed.high:.2f})"
 
 
+def _timed(file: Path, contract: Preprocess) -> ModelToTime:
+    return ModelToTime(name=file.name, runtime="onnxruntime", files=(file,), contract=contract)
+
+
 def main() -> None:
     """Print one line per network and the geometric mean."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -130,14 +134,12 @@ def main() -> None:
             )
             _peer(graph.path, folder / "theirs.onnx", feeds, graph.inputs[0].name)
 
-            def timed(file: str) -> ModelToTime:
-                return ModelToTime(
-                    name=file, runtime="onnxruntime", files=(folder / file,), contract=contract
-                )
-
-            _, _, fast = measure_against(timed("ours.onnx"), timed("p.onnx"), options)
-            _, _, peer = measure_against(timed("theirs.onnx"), timed("p.onnx"), options)
-            _, _, between = measure_against(timed("theirs.onnx"), timed("ours.onnx"), options)
+            plain, own, other = (
+                _timed(folder / file, contract) for file in ("p.onnx", "ours.onnx", "theirs.onnx")
+            )
+            _, _, fast = measure_against(own, plain, options)
+            _, _, peer = measure_against(other, plain, options)
+            _, _, between = measure_against(other, own, options)
             ratios.append(between.ratio)
             print(
                 f"{name:22} {ours.placement.int8_mac_share:7.1%}    {_shown(fast):20} "
