@@ -56,7 +56,7 @@ class ParityLimits:
 
 
 FLOAT_LIMIT = 1e-4
-FLOAT_LIMITS = ParityLimits(max_rel_error=FLOAT_LIMIT)
+FLOAT_LIMITS = ParityLimits(max_rel_error=FLOAT_LIMIT, negligible=1e-5)
 """Steps that must compute the same in float32: export, simplify, prepare."""
 
 ROUNDING_LIMITS = ParityLimits(min_cosine=0.99, min_sqnr_db=20.0, negligible=0.02)
