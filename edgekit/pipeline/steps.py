@@ -48,7 +48,7 @@ VERSIONS = {
     "quantize": 4,
     "quantize_ncnn": 1,
     "build": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "measure": 1,
 }
 
