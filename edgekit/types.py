@@ -193,11 +193,15 @@ class ParityReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StageOutput:
-    """What a stage that makes a model gives: the model, its parity with its input, and remarks."""
+    """What a stage that makes a model gives: the model, its parity with its input, and remarks.
+
+    `holds_qdq`: the graph carries quantization of its own (a quantization-aware checkpoint).
+    """
 
     model: OnnxModel
     parity: ParityReport | None = None
     notes: tuple[str, ...] = ()
+    holds_qdq: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,10 +208,11 @@ def pair_notes() -> tuple[str, ...]:
 
 
 def build(model: OnnxModel, profile: TargetProfile, out: Path) -> Engine:
-    """Convert the prepared `model` under `out`, unproved.
+    """Convert the prepared `model` under `out`: pnnx's first proposal, neither rewritten nor proved.
 
-    The shapes of its outputs must be known. Raises BuildFailed when ncnn lacks a layer of the
-    graph, NotPossible for inputs and outputs that ncnn cannot have.
+    An export goes through edgekit.stages.convert_ncnn instead. The shapes of the outputs must be
+    known. Raises BuildFailed when pnnx gives nothing, NotPossible for inputs and outputs that ncnn
+    cannot have.
     """
     inputs = static_inputs(model)
     proposal = next(proposals(model.path, inputs))

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from edgekit.atomic import replacing
+from edgekit.cpu import detect
 from edgekit.errors import BuildFailed
 from edgekit.require import require
 from edgekit.target import TargetProfile
@@ -19,14 +20,19 @@ VERSION = 1
 def build(model: OnnxModel, profile: TargetProfile, out: Path) -> Engine:
     """Copy `model` to `out`/model.onnx after ONNX Runtime has optimized it once in memory.
 
-    The notes say how many QLinearConv the optimizer made of the QDQ convolutions, and name those
-    that it left in float.
+    For this machine's architecture the notes say how many QLinearConv the optimizer made of the QDQ
+    convolutions, and name those that it left in float.
     """
     target = out / "model.onnx"
     with replacing(target) as temporary:
         shutil.copyfile(model.path, temporary)
     notes: tuple[str, ...] = ()
-    if profile.build.precision == "int8":
+    here = detect().arch
+    if profile.build.precision == "int8" and profile.device.arch != here:
+        # which pairs of types the optimizer fuses depends on the architecture: int8 with int8 on ARM only
+        _fused(model.path)
+        notes = (f"what {profile.device.arch} computes in integers is not counted on {here}",)
+    elif profile.build.precision == "int8":
         intended = _quantized_convs(model.path)
         fused, left = _fused(model.path)
         notes = (f"ONNX Runtime computes {fused} of {intended} QDQ convolutions in integers",)

@@ -71,6 +71,11 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
     metavar="NODE",
     help="A node of the prepared graph that stays float (repeatable).",
 )
+@click.option(
+    "--ncnn-table",
+    type=click.Path(path_type=Path),
+    help="ncnn only: a calibration table of ncnn2table, whose scales are used as they are.",
+)
 @click.option("--max-drop", type=click.FloatRange(min=0), help="Accuracy budget in points.")
 @click.option("--max-p99-ms", type=click.FloatRange(min=0, min_open=True), help="Latency budget.")
 @click.option("--max-p50-ms", type=click.FloatRange(min=0, min_open=True), help="Latency budget.")
@@ -183,6 +188,7 @@ def _request(
         method=chosen("method", "auto"),
         search_seconds=arguments["search_seconds"],
         keep_float=arguments["keep_float"],
+        ncnn_table=arguments["ncnn_table"],
         dequantize=arguments["dequantize"],
         dynamic_batch=arguments["dynamic"] or bool(section and section.dynamic),
         max_bad_share=arguments["max_bad_images"],

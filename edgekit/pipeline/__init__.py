@@ -111,6 +111,13 @@ def _demand_possible(request: ExportRequest) -> None:
             f"The target {request.target.name} calibrates, and no calibration images were given.",
             hint="Give a folder of a hundred or so typical images: --images DIR.",
         )
+    if request.ncnn_table is not None and not (
+        request.target.is_int8 and request.target.runtime.name == "ncnn"
+    ):
+        raise UsageError(
+            f"--ncnn-table is for INT8 targets of ncnn; {request.target.name} is none.",
+            hint="Choose arm-int8, rpi4-int8, rpi5-int8 or x86-ncnn-int8.",
+        )
     timed = request.max_p99_ms is not None or request.max_p50_ms is not None
     if timed and request.target.device.arch != cpu.detect().arch:
         raise NotPossible(

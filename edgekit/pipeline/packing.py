@@ -246,7 +246,7 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
     if plain.sha256 != graph:
         chain.append(
             ChainStep(
-                name="convert",
+                name="float twin" if plain.runtime == "onnxruntime" else "convert",
                 input_sha256=(graph,),
                 output_sha256=(plain.sha256,),
                 options={"precision": plain.precision},
@@ -257,7 +257,8 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
                 notes=plain.notes,
             )
         )
-        before = plain.sha256
+        if plain.runtime != "onnxruntime":
+            before = plain.sha256
     if made.calibration is not None and made.quantized is not None:
         statistics = made.calibration.value.sha256
         chain.append(

@@ -36,6 +36,7 @@ class ExportRequest:
     method: str = "auto"
     search_seconds: float = 120.0
     keep_float: tuple[str, ...] = ()
+    ncnn_table: Path | None = None
     dynamic_batch: bool = False
     dequantize: bool = False
     max_bad_share: float = 0.1

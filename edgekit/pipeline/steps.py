@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 VERSIONS = {
     "export": 2,
     "simplify": 2,
-    "prepare": 2,
+    "prepare": 3,
+    "float_twin": 1,
     "convert": 1,
     "calibrate": 2,
     "quantize": 4,
@@ -218,15 +219,37 @@ class Steps:
     ) -> Outcome[Built]:
         """What INT8 is compared with, and what is carried where INT8 does not pay.
 
-        ONNX Runtime loads the prepared graph as it is.
+        ONNX Runtime loads the prepared graph as it is; a graph that holds quantization of its own
+        (a quantization-aware checkpoint) is compared with its float twin.
         """
         model = prepared.value.model
-        return Outcome(
-            value=Built(engine=onnx_engine(model, "fp32"), size_bytes=model.size_bytes),
-            key=prepared.key,
-            cached=prepared.cached,
-            seconds=0.0,
+        if not (self.profile.is_int8 and prepared.value.holds_qdq):
+            return Outcome(
+                value=Built(engine=onnx_engine(model, "fp32"), size_bytes=model.size_bytes),
+                key=prepared.key,
+                cached=prepared.cached,
+                seconds=0.0,
+            )
+
+        def work(folder: Path) -> Built:
+            from edgekit.stages import prepare
+
+            twin = prepare.float_twin(model, folder / "model.onnx")
+            engine = onnx_engine(twin, "fp32")
+            note = "the checkpoint's own quantization taken off"
+            return Built(
+                engine=dataclasses.replace(engine, notes=(note,)), size_bytes=twin.size_bytes
+            )
+
+        fields = self._fields("float_twin", "onnx", "onnx_ir", model=model.sha256)
+        outcome = self.runner.run("float_twin", fields, Built, work)
+        self.runner.report(
+            "float twin",
+            outcome,
+            size_bytes=outcome.value.size_bytes,
+            notes=outcome.value.engine.notes,
         )
+        return outcome
 
     # --- INT8 -------------------------------------------------------------------------------
 

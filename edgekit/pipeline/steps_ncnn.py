@@ -15,7 +15,7 @@ from edgekit.pipeline.records import Built, Exported, QuantizedRecord
 from edgekit.pipeline.runner import Outcome
 from edgekit.pipeline.steps import AUTO, Steps, search_notes
 from edgekit.stages.search import SearchOptions, SearchResult
-from edgekit.types import Calibration, StageOutput
+from edgekit.types import Calibration, Engine, StageOutput
 
 if TYPE_CHECKING:
     from edgekit.stages.quantize_ncnn import NcnnQuantizer
@@ -53,7 +53,7 @@ class NcnnSteps(Steps):
             done = convert_ncnn.run(model, self.feeds(exported.value), precision, folder)
             return Built(
                 engine=dataclasses.replace(done.engine, notes=done.notes),
-                size_bytes=sum(file.stat().st_size for file in done.engine.files),
+                size_bytes=_size_bytes(done.engine),
                 parity=done.parity,
             )
 
@@ -93,6 +93,7 @@ class NcnnSteps(Steps):
             method=request.method,
             rules=to_record(rules),
             keep_float=list(request.keep_float),
+            table=None if request.ncnn_table is None else self.hashes.sha256(request.ncnn_table),
             images=self.images.parity_key,
         )
         key = self.runner.cache.key("quantize_ncnn", fields)
@@ -107,7 +108,7 @@ class NcnnSteps(Steps):
         self.runner.report(
             "quantize",
             outcome,
-            size_bytes=sum(file.stat().st_size for file in value.runnable.files),
+            size_bytes=_size_bytes(value.runnable),
             parity=value.parity,
             notes=value.notes,
         )
@@ -122,6 +123,7 @@ class NcnnSteps(Steps):
         key: str,
         folder: Path,
     ) -> QuantizedRecord:
+        from edgekit.formats import ncnn_table
         from edgekit.preprocess import apply
         from edgekit.stages import collect_ncnn, quantize_ncnn, round_ncnn, search_ncnn
 
@@ -145,16 +147,18 @@ class NcnnSteps(Steps):
                     progress=self.runner.progress,
                 )
             )
-        tensors = [
-            apply(picture, exported.contract)[0]
-            for picture in self.images.spread(round_ncnn.IMAGES)
-        ]
-        quantizer.round_weights(tensors, self.runner.progress)
-        del tensors
+        if request.ncnn_table is None:
+            pictures = self.images.spread(round_ncnn.IMAGES)
+            tensors = [apply(picture, exported.contract)[0] for picture in pictures]
+            quantizer.round_weights(tensors, self.runner.progress)
+            del tensors
         keep = quantizer.always_float(request.keep_float)
         method, methods = request.method, {}
         result: SearchResult | None = None
-        if method == AUTO:
+        if request.ncnn_table is not None:
+            method = f"table {request.ncnn_table.name}"
+            keep.update(quantizer.take_table(ncnn_table.read(request.ncnn_table)))
+        elif method == AUTO:
             subject = self._search_of(exported, quantizer, list(keep))
             options = SearchOptions(
                 enough=search_ncnn.ENOUGH,
@@ -208,10 +212,13 @@ class NcnnSteps(Steps):
             return self._plain
         engine = quantized.value.runnable
         return Outcome(
-            value=Built(
-                engine=engine, size_bytes=sum(file.stat().st_size for file in engine.files)
-            ),
+            value=Built(engine=engine, size_bytes=_size_bytes(engine)),
             key=quantized.key,
             cached=quantized.cached,
             seconds=quantized.seconds,
         )
+
+
+def _size_bytes(engine: Engine) -> int:
+    """What the runtime loads: .param and .bin."""
+    return sum(file.stat().st_size for file in engine.files if file.suffix in (".param", ".bin"))

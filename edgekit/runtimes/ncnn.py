@@ -24,9 +24,6 @@ from edgekit.types import TensorSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# ncnn's vectors of 16 bytes: a plane whose size is a multiple of it can be used where it lies
-_ALIGNMENT = 16
-
 
 def unknown_layers(graph: NcnnGraph) -> list[str]:
     """Types of the graph's layers that the installed ncnn does not have, sorted."""
@@ -69,20 +66,15 @@ class NcnnSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see `Session.run`. Raises BuildFailed when ncnn does not compute an output."""
-        # `held` must live as long as the extractor: the binding keeps no reference to the arrays
-        extractor, held = self._fed(feeds)
-        found = {t.name: self._extract(extractor, t.blob).reshape(t.shape) for t in self._outputs}
-        del extractor, held
-        return found
+        extractor = self._fed(feeds)
+        return {t.name: self._extract(extractor, t.blob).reshape(t.shape) for t in self._outputs}
 
     def run_blobs(
         self, feeds: Mapping[str, NDArray[Any]], blobs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         """Run once and return these blobs, which were named on opening; shapes without the batch."""
-        extractor, held = self._fed(feeds)
-        found = {blob: self._extract(extractor, blob) for blob in blobs}
-        del extractor, held
-        return found
+        extractor = self._fed(feeds)
+        return {blob: self._extract(extractor, blob) for blob in blobs}
 
     def layer_times(
         self, feeds: Mapping[str, NDArray[Any]]
@@ -95,7 +87,7 @@ class NcnnSession:
         """
         import time
 
-        extractor, held = self._fed(feeds)
+        extractor = self._fed(feeds)
         times = []
         for layer in self._graph.layers:
             started = time.perf_counter_ns()
@@ -105,11 +97,10 @@ class NcnnSession:
                     raise BuildFailed(f"ncnn does not compute the blob '{blob}' (code {code}).")
             elapsed_ms = (time.perf_counter_ns() - started) / 1e6
             times.append((layer.type, layer.name, layer.outputs, elapsed_ms))
-        del extractor, held
         return times
 
-    def _fed(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Any, list[NDArray[Any]]]:
-        """An extractor with its inputs, and the arrays whose numbers it reads."""
+    def _fed(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        """An extractor with its inputs."""
         import numpy as np
 
         if self._net is None:
@@ -123,18 +114,14 @@ class NcnnSession:
             )
         extractor = self._net.create_extractor()
         extractor.set_light_mode(self._light)
-        held = []
         for tensor in self._inputs:
             array = np.ascontiguousarray(feeds[tensor.name].reshape(tensor.inner))
-            held.append(array)
-            mat = self._ncnn.Mat(array)
-            plane = array.nbytes // (array.shape[0] if array.ndim > 2 else 1)
-            if plane % _ALIGNMENT or array.ctypes.data % _ALIGNMENT:
-                mat = mat.clone()
-            code = extractor.input(tensor.blob, mat)
+            # a copy that ncnn owns: the binding keeps no reference to the array, and a first layer
+            # that works in place would write into it, or crash on memory that is not ncnn's
+            code = extractor.input(tensor.blob, self._ncnn.Mat(array).clone())
             if code != 0:
                 raise BuildFailed(f"ncnn does not take the input '{tensor.blob}' (code {code}).")
-        return extractor, held
+        return extractor
 
     def _extract(self, extractor: Any, blob: str) -> NDArray[Any]:
         import numpy as np

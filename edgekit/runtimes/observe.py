@@ -120,7 +120,7 @@ class ObservedModel:
         specs = {spec.name: spec for spec in self._session.outputs}
         self._specs = [specs[name] for name in self._read]
         # ONNX Runtime gives an unknown rank as no dimensions, like a scalar's
-        self._fixed = all(spec.is_static and spec.shape for spec in self._specs)
+        self._fixed = bool(self._specs) and all(s.is_static and s.shape for s in self._specs)
         self._buffers: dict[int, dict[str, NDArray[Any]]] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]], slot: int = 0) -> dict[str, NDArray[Any]]:

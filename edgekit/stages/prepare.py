@@ -108,7 +108,22 @@ def run(
         head = model.metadata.get(onnx_file.HEAD_KEY)
         parity = compare_sessions(reference, candidate, named, prepared.path, head)
     demand(parity, ROUNDING_LIMITS if existing.rounds(proto) else FLOAT_LIMITS, "prepare")
-    return StageOutput(model=prepared, parity=parity, notes=notes)
+    holds_qdq = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    return StageOutput(model=prepared, parity=parity, notes=notes, holds_qdq=holds_qdq)
+
+
+def float_twin(model: OnnxModel, out: Path) -> OnnxModel:
+    """Write the float network that a graph with quantization of its own belongs to.
+
+    It is what the speed and accuracy of INT8 are compared with; see quantization.existing.to_float.
+    """
+    import onnx_ir as ir
+
+    graph = ir.load(str(model.path))
+    existing.to_float(graph)
+    proto = ir.to_proto(graph)
+    onnx_file.set_metadata(proto, model.metadata)
+    return onnx_file.save(proto, out)
 
 
 def _refuse_bad_weights(model: Any, name: str) -> None:

@@ -25,6 +25,7 @@ from edgekit.calibration.methods import choose
 from edgekit.errors import BadInput, NotPossible
 from edgekit.formats import ncnn_bin, ncnn_json, ncnn_table
 from edgekit.formats.ncnn_bin import Array
+from edgekit.formats.ncnn_table import Table
 from edgekit.quantization.bias_correction import mean_shift
 from edgekit.quantization.macs import graph_macs
 from edgekit.quantization.placement import Rules, head_nodes
@@ -104,6 +105,7 @@ class NcnnQuantizer:
         self._means = channel_means(self._statistics[0])
         self._ranges: dict[str, dict[str, Range]] = {}
         self._levels: dict[int, NDArray[np.int8]] = {}
+        self._table: dict[int, LayerScale] | None = None
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -129,6 +131,18 @@ class NcnnQuantizer:
             self.float_model, self.model, self.known.layers, bits, feeds, progress
         )
 
+    def take_table(self, table: Table) -> dict[str, str]:
+        """Use the scales of a calibration table; returns the layers that it leaves float, with why.
+
+        Raises BadInput when the table is that of another model.
+        """
+        self._table = ncnn_int8.plan_of_table(self.float_model, table)
+        return {
+            layer.name: "the table leaves it float"
+            for layer in self.known.layers
+            if layer.place not in self._table
+        }
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the layers that can be INT8, in the order of the graph."""
@@ -153,9 +167,16 @@ class NcnnQuantizer:
     ) -> dict[int, LayerScale]:
         """How every layer that is not in `keep` and whose input's range is known is quantized.
 
-        `methods` gives single layers another method than `method`.
+        `methods` gives single layers another method than `method`. A table that was taken in decides
+        alone.
         """
         chosen: dict[int, LayerScale] = {}
+        if self._table is not None:
+            return {
+                layer.place: self._table[layer.place]
+                for layer in self.known.layers
+                if layer.place in self._table and layer.name not in keep
+            }
         for layer in self.known.layers:
             ranges = self.ranges((methods or {}).get(layer.name, method))
             if layer.name not in keep and layer.tensor in ranges:
@@ -183,7 +204,7 @@ class NcnnQuantizer:
         made = ncnn_int8.quantize(self.float_model, plan, self._levels)
         weights: list[Mapping[str, Array]] = list(made.weights)
         for layer in self.known.layers:
-            if layer.place in plan and layer.matched:
+            if layer.place in plan and layer.matched and self._table is None:
                 weights[layer.place] = self._corrected(layer, weights[layer.place])
         if only is None:
             weights = [_compact(arrays) for arrays in weights]
@@ -287,9 +308,9 @@ def run(
     NotPossible when no layer can be INT8, VerificationFailed when the result is another model.
     """
     floats = dict(keep)
-    ranges = quantizer.ranges(method)
+    plan = quantizer.plan(method, floats, methods)
     for layer in quantizer.known.layers:
-        if layer.name not in floats and layer.tensor not in ranges:
+        if layer.name not in floats and layer.place not in plan:
             floats[layer.name] = f"no calibrated range for '{layer.tensor}'"
     layers = [layer for layer in quantizer.known.layers if layer.name not in floats]
     if not layers:

@@ -291,3 +291,22 @@ def test_a_full_disk(
         filler.unlink(missing_ok=True)
         assert run(["export", *GOOD, "-o", str(out)]) == 0
         assert run(["verify", str(out)]) == 0
+
+
+def test_a_quantized_file_is_compared_with_its_float_twin(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simplify", "net.onnx", "--prepare", "-o", "p.onnx"]) == 0
+    assert run(["calibrate", "p.onnx", "--images", "images", "--out", "c.npz"]) == 0
+    assert run(["quantize", "p.onnx", "--calibration", "c.npz", "-o", "q.onnx"]) == 0
+    capsys.readouterr()
+    assert run(["export", "--json", "q.onnx", *GOOD[1:], "-o", "out"]) == 0
+    names = [stage["name"] for stage in json.loads(capsys.readouterr().out)["stages"]]
+    assert "float twin" in names
+    assert run(["verify", "out"]) == 0
+    (twin,) = (place / "edgekit-cache" / "entries").glob("float_twin-*/model.onnx")
+    kinds = {node.op_type for node in onnx.load(twin).graph.node}
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
+    capsys.readouterr()
+    assert run(["export", "--json", *GOOD, "-o", "plain"]) == 0
+    assert "float twin" not in capsys.readouterr().out
