@@ -56,5 +56,13 @@ bench-int8: $(STAMP)
 bench-evaluate: $(STAMP)
 	$(BIN)/python benchmarks/evaluate_throughput.py
 
+# the native NCNN runner: for this machine, for 64-bit ARM, for 32-bit ARM
+RUNNERS := runner-x86_64 runner-aarch64 runner-armhf
+.PHONY: runner $(RUNNERS)
+runner: runner-$(patsubst arm64,aarch64,$(patsubst armv7l,armhf,$(shell uname -m)))
+
+$(RUNNERS): runner-%: $(STAMP)
+	$(BIN)/edgekit runner build --arch $* --out build/$*/edgekit-ncnn
+
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

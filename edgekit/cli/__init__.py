@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("edgekit.cli.report", "Write one HTML page on a bundle."),
     "compare": ("edgekit.cli.compare", "Compare models: sizes, speed in every runtime, accuracy."),
     "targets": ("edgekit.cli.targets", "List and show target profiles."),
+    "runner": ("edgekit.cli.runner", "Build the native NCNN runner for a board."),
     "doctor": ("edgekit.cli.doctor", "Show what this machine has and what each target lacks."),
     "cache": ("edgekit.cli.cache", "Show or clear the stage cache."),
 }
