@@ -105,6 +105,8 @@ class Calibration:
 
     `ranges` maps tensor names to the range that `method` chose; the histograms in `path` let any
     other method choose again without running images. `graph_sha256` names the prepared graph.
+    `uncertainty` is the estimated relative error of the ranges (nine tenths of the tensors are within
+    it), None where it was not estimated or cannot be; `warning` says when the images are too few.
     """
 
     path: Path
@@ -119,6 +121,8 @@ class Calibration:
     inference_seconds: float = 0.0
     peak_rss_mb: float = 0.0
     cached: bool = False
+    uncertainty: float | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("edgekit.cli.export", "Take a checkpoint to a verified, measured bundle."),
     "simplify": ("edgekit.cli.simplify", "Simplify an ONNX model, accepted only after parity."),
     "calibrate": ("edgekit.cli.calibrate", "Collect activation statistics of an ONNX model."),
+    "calibration": ("edgekit.cli.calibration", "Look into statistics: ranges by every method."),
     "quantize": ("edgekit.cli.quantize", "Insert INT8 QDQ into an ONNX model."),
     "debug": ("edgekit.cli.debug", "Rank layers by what INT8 costs, with the reason and a remedy."),
     "verify": ("edgekit.cli.verify", "Check a bundle, or the parity of two models."),

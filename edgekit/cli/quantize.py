@@ -9,6 +9,7 @@ import click
 
 from edgekit.cli.console import console, emit, json_option, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
+from edgekit.cli.ranges import parse_overrides
 from edgekit.errors import UsageError
 
 EPILOG = """\b
@@ -42,6 +43,13 @@ Examples:
     help="minmax, entropy, percentile or mse; no image is run again.",
 )
 @click.option(
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="TENSOR=METHOD|LOW,HIGH",
+    help="Another method, or a range, for one tensor (repeatable).",
+)
+@click.option(
     "--per-channel/--per-tensor", default=None, help="Weight scales; default: the profile's."
 )
 @click.option(
@@ -65,6 +73,7 @@ def command(
     target: str,
     out: Path | None,
     method: str,
+    overrides: tuple[str, ...],
     per_channel: bool | None,
     weight_bits: str | None,
     bias_correction: bool,
@@ -84,6 +93,9 @@ def command(
 
     if mode == "dynamic" and calibration is not None:
         raise UsageError("--mode dynamic takes no calibration.", hint="Leave out --calibration.")
+    if mode == "dynamic" and overrides:
+        raise UsageError("--mode dynamic has no ranges to override.")
+    chosen = parse_overrides(overrides)
     if mode == "static" and calibration is None:
         raise UsageError(
             "No calibration was given.",
@@ -107,7 +119,9 @@ def command(
             done = quantize_dynamic.run(subject.model, profile, feeds, out, options)
         else:
             symmetric = profile.quantize is not None and profile.quantize.symmetric_activations
-            ranges = calibrate.open_calibration(calibration, method, symmetric=symmetric)
+            ranges = calibrate.open_calibration(
+                calibration, method, symmetric=symmetric, overrides=chosen
+            )
             done = quantize.run(subject.model, ranges, profile, feeds, out, options)
     if as_json:
         emit(

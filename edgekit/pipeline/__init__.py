@@ -47,6 +47,8 @@ def export(
         calibration = quantized = None
         if profile.is_int8:
             calibration = steps.calibrate(exported, prepared)
+            if calibration.value.warning:
+                note(f"Warning: {calibration.value.warning}")
             quantized = steps.quantize(exported, prepared, calibration)
         built = steps.build(prepared, quantized)
         evaluated_float = steps.evaluate("evaluate float", exported, plain.value.engine)
@@ -96,7 +98,14 @@ def export(
             int8_accuracy=int8_accuracy,
             precision=verdict.precision,
             unchanged=unchanged,
-            warnings=(exported.value.warning,) if exported.value.warning else (),
+            warnings=tuple(
+                warning
+                for warning in (
+                    exported.value.warning,
+                    calibration.value.warning if calibration else "",
+                )
+                if warning
+            ),
         )
     return result, missed
 

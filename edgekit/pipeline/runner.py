@@ -48,10 +48,13 @@ class StageRunner:
         fields: Mapping[str, Any],
         kind: type[T],
         work: Callable[[Path], T],
+        *,
+        tell: bool = False,
     ) -> Outcome[T]:
         """The record of stage `name` for `fields`.
 
         `work(folder)` does it for real: it writes its files into `folder` and returns the record.
+        `tell` notes which fields differ from the nearest earlier run, for stages that take long.
         """
         key = self.cache.key(name, fields)
         entry = None if self._fresh else self.cache.get(key)
@@ -59,6 +62,8 @@ class StageRunner:
             if self._fresh:
                 # what is there under the same key would otherwise win over what is made anew
                 self.cache.discard(key)
+            elif tell:
+                self.note(f"{name} runs anew: {self.cache.why_missed(name, fields)}.")
             self.progress(0, 0, name)
             started = time.perf_counter()
             with self.cache.put(key) as folder:

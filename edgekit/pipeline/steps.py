@@ -45,7 +45,7 @@ VERSIONS = {
     "prepare": 3,
     "float_twin": 1,
     "convert": 1,
-    "calibrate": 2,
+    "calibrate": 3,
     "quantize": 4,
     "quantize_ncnn": 1,
     "build": 1,
@@ -288,7 +288,7 @@ class Steps:
                 max_bad_share=request.max_bad_share,
                 partial=self.runner.cache.partial(key),
             )
-            return calibrate.run(
+            made = calibrate.run(
                 prepared.value.model,
                 self.images.source,
                 exported.value.contract,
@@ -296,10 +296,13 @@ class Steps:
                 options,
                 self.runner.progress,
             )
+            return calibrate.with_stability(made, symmetric=options.symmetric)
 
-        outcome = self.runner.run("calibrate", fields, Calibration, work)
+        outcome = self.runner.run("calibrate", fields, Calibration, work, tell=True)
         value = outcome.value
         notes = [f"{value.images} images, {len(value.ranges)} tensors"]
+        if value.uncertainty is not None:
+            notes.append(f"ranges certain to {value.uncertainty:.1%}")
         if value.skipped:
             notes.append(f"{len(value.skipped)} images skipped")
         self.runner.report("calibrate", outcome, notes=tuple(notes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from edgekit.atomic import sha256_file, sha256_json
 from edgekit.calibration import store
 from edgekit.calibration.methods import choose, method_named
 from edgekit.calibration.source import ImageSource, open_source
+from edgekit.calibration.stability import stability
 from edgekit.calibration.statistics import Origin, Statistics
 from edgekit.errors import BadInput, UsageError, nearest
 from edgekit.images import check_bad_share
@@ -236,6 +238,17 @@ def choose_ranges(
             hint="Calibrate again.",
         )
     return replace(calibration, method=method, ranges=fresh.ranges)
+
+
+def with_stability(calibration: Calibration, *, symmetric: bool, levels: int = 256) -> Calibration:
+    """`calibration` with how far its ranges depend on the images (edgekit.calibration.stability)."""
+    statistics, _ = store.read(calibration.path)
+    steady = stability(statistics, calibration.method, symmetric=symmetric, levels=levels)
+    return replace(
+        calibration,
+        uncertainty=None if math.isnan(steady.p90) else steady.p90,
+        warning=steady.warning,
+    )
 
 
 def open_calibration(

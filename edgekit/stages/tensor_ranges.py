@@ -119,21 +119,25 @@ def _describe(
         scale=scale,
         minimum=histogram.minimum,
         maximum=histogram.maximum,
-        bars=tuple(_bars(histogram, edges, counts)),
+        bars=tuple(bars(histogram)),
         clipped_share=outside / histogram.count,
         sqnr_db=sqnr_db,
     )
 
 
-def _bars(
-    histogram: Histogram, edges: NDArray[Any], counts: NDArray[Any]
-) -> list[tuple[float, float, int]]:
-    """The histogram in at most _BARS equal stretches of whole bins over the values that occur."""
+def bars(histogram: Histogram, most: int = _BARS) -> list[tuple[float, float, int]]:
+    """The histogram in at most `most` equal stretches of whole bins over the values that occur.
+
+    (low, high, count) each; empty for an empty histogram.
+    """
     import numpy as np
 
+    edges, counts = histogram.edges(), histogram.counts
     used = np.flatnonzero(counts)
+    if not used.size:
+        return []
     first, last = int(used[0]), int(used[-1]) + 1
-    step = max(1, -(-(last - first) // _BARS))
+    step = max(1, -(-(last - first) // most))
     return [
         (
             float(edges[start]),
