@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit import onnx_file
 from edgekit.errors import UsageError
 from edgekit.quantization import dynamic, existing
-from edgekit.runtimes import open_session
-from edgekit.stages.parity import INT8_LIMITS, compare_sessions, demand
+from edgekit.stages.divergence import checked_parity
+from edgekit.stages.parity import INT8_LIMITS
 from edgekit.types import OnnxModel, StageOutput
 
 if TYPE_CHECKING:
@@ -70,13 +70,14 @@ def run(model: OnnxModel, feeds: Sequence[NDArray[Any]], out: Path) -> StageOutp
     proto, note = to_float(onnx_file.load(model.path))
     onnx_file.set_metadata(proto, model.metadata)
     written = onnx_file.save(proto, out)
-    with (
-        open_session("onnxruntime", model.path) as reference,
-        open_session("onnxruntime", written.path) as candidate,
-    ):
-        name = onnx_file.main_input(model).name
-        named = [{name: feed} for feed in feeds]
-        head = model.metadata.get(onnx_file.HEAD_KEY)
-        parity = compare_sessions(reference, candidate, named, written.path, head)
-    demand(parity, INT8_LIMITS, "dequantize")
+    name = onnx_file.main_input(model).name
+    parity = checked_parity(
+        "dequantize",
+        model.path,
+        written.path,
+        [{name: feed} for feed in feeds],
+        INT8_LIMITS,
+        blocks_of=written.path,
+        head=model.metadata.get(onnx_file.HEAD_KEY),
+    )
     return StageOutput(model=written, parity=parity, notes=(note,))

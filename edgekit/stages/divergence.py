@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.block import Block, whole
 from edgekit.errors import BadInput, VerificationFailed
+from edgekit.runtimes import open_session
 from edgekit.runtimes.base import SessionOptions
 from edgekit.stages.blocks import find_blocks
-from edgekit.stages.parity import ParityLimits, broken_block, compare
-from edgekit.types import BlockParity
+from edgekit.stages.parity import (
+    ParityLimits,
+    broken_block,
+    compare,
+    compare_sessions,
+    demand,
+)
+from edgekit.types import BlockParity, ParityReport
 
 if TYPE_CHECKING:
     import onnx
@@ -91,6 +98,40 @@ def first_divergence(
                     parity=parity,
                 )
     return None
+
+
+def checked_parity(
+    stage: str,
+    reference: Path,
+    candidate: Path,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    limits: ParityLimits | None,
+    *,
+    blocks_of: Path,
+    head: str | None = None,
+) -> ParityReport:
+    """Parity of two ONNX files on `feeds`, which must keep `limits` (None: whatever it is).
+
+    The blocks are those of the file `blocks_of`. Raises VerificationFailed that names the stage, the
+    block, and the node at which the parting begins; only then are the graphs run a second time.
+    """
+    try:
+        with (
+            open_session("onnxruntime", reference) as one,
+            open_session("onnxruntime", candidate) as other,
+        ):
+            report = compare_sessions(one, other, feeds, blocks_of, head)
+        if limits is not None:
+            demand(report, limits, stage)
+    except VerificationFailed as error:
+        found = first_divergence(reference, candidate, feeds[0], limits or ParityLimits(), head)
+        if found is None:
+            raise
+        message = (
+            error.message if error.message.startswith("Parity") else f"{stage}: {error.message}"
+        )
+        raise VerificationFailed(f"{message} {found}", hint=error.hint) from error
+    return report
 
 
 def _parts(

@@ -25,7 +25,8 @@ from edgekit.require import require
 from edgekit.runtimes import open_session
 from edgekit.runtimes.base import SessionOptions
 from edgekit.runtimes.torch import TorchSession
-from edgekit.stages import dequantize
+from edgekit.stages import dequantize, torch_divergence
+from edgekit.stages.divergence import checked_parity
 from edgekit.stages.parity import (
     FLOAT_LIMIT,
     FLOAT_LIMITS,
@@ -112,14 +113,16 @@ def _take_onnx(
         notes.append(f"opset {opset} raised to {options.opset}")
     onnx_file.set_metadata(model, _metadata(checkpoint, contract))
     exported = onnx_file.save(model, out)
-    with (
-        open_session("onnxruntime", checkpoint.onnx) as reference,
-        open_session("onnxruntime", exported.path) as candidate,
-    ):
-        named = [{source.name: feed} for feed in feeds]
-        parity = compare_sessions(reference, candidate, named, exported.path, checkpoint.head)
     limits = ROUNDING_LIMITS if existing.rounds(model) else FLOAT_LIMITS
-    demand(parity, INT8_LIMITS if options.dequantize else limits, "export")
+    parity = checked_parity(
+        "export",
+        checkpoint.onnx,
+        exported.path,
+        [{source.name: feed} for feed in feeds],
+        INT8_LIMITS if options.dequantize else limits,
+        blocks_of=exported.path,
+        head=checkpoint.head,
+    )
     return StageOutput(model=exported, parity=parity, notes=tuple(notes))
 
 
@@ -264,7 +267,11 @@ def _export_torch(
                     _check_batch(module, spec, names, staged, feeds)
                 limits = ROUNDING_LIMITS if existing.rounds(model) else FLOAT_LIMITS
                 demand(parity, limits, f"export ({name})")
-            except (VerificationFailed, BadInput) as error:
+            except VerificationFailed as error:
+                place = torch_divergence.where(module, candidate, {INPUT_NAME: feeds[0]}, names)
+                trouble.append(f"{name}: {error.message} {place}".rstrip())
+                continue
+            except BadInput as error:
                 trouble.append(f"{name}: {error.message}")
                 continue
             turned = ""

@@ -18,8 +18,8 @@ from edgekit.errors import BadInput
 from edgekit.quantization import existing
 from edgekit.quantization.equalization import equalize
 from edgekit.quantization.folding import fold_batch_norms
-from edgekit.runtimes import open_session
-from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS, compare_sessions, demand
+from edgekit.stages.divergence import checked_parity
+from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS
 from edgekit.types import OnnxModel, StageOutput
 
 if TYPE_CHECKING:
@@ -99,15 +99,16 @@ def run(
     proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     onnx_file.set_metadata(proto, model.metadata)
     prepared = onnx_file.save(proto, out)
-    with (
-        open_session("onnxruntime", model.path) as reference,
-        open_session("onnxruntime", prepared.path) as candidate,
-    ):
-        name = onnx_file.main_input(model).name
-        named = [{name: feed} for feed in feeds]
-        head = model.metadata.get(onnx_file.HEAD_KEY)
-        parity = compare_sessions(reference, candidate, named, prepared.path, head)
-    demand(parity, ROUNDING_LIMITS if existing.rounds(proto) else FLOAT_LIMITS, "prepare")
+    name = onnx_file.main_input(model).name
+    parity = checked_parity(
+        "prepare",
+        model.path,
+        prepared.path,
+        [{name: feed} for feed in feeds],
+        ROUNDING_LIMITS if existing.rounds(proto) else FLOAT_LIMITS,
+        blocks_of=prepared.path,
+        head=model.metadata.get(onnx_file.HEAD_KEY),
+    )
     holds_qdq = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     return StageOutput(model=prepared, parity=parity, notes=notes, holds_qdq=holds_qdq)
 

@@ -14,8 +14,8 @@ from edgekit.quantization.bias_correction import input_channels
 from edgekit.quantization.placement import Placement, Rules, observed, place
 from edgekit.quantization.qdq import insert
 from edgekit.quantization.scheme import Scheme
-from edgekit.runtimes import open_session
-from edgekit.stages.parity import INT8_LIMITS, ParityLimits, compare_sessions, demand
+from edgekit.stages.divergence import checked_parity
+from edgekit.stages.parity import INT8_LIMITS, ParityLimits
 from edgekit.target import TargetProfile
 from edgekit.types import Calibration, OnnxModel, ParityReport
 
@@ -193,9 +193,16 @@ def run(
     quantized = onnx_file.save(proto, out)
     parity = None
     if feeds:
-        parity = _parity(model, quantized, feeds)
-        if limits is not None:
-            demand(parity, limits, "quantize")
+        name = onnx_file.main_input(model).name
+        parity = checked_parity(
+            "quantize",
+            model.path,
+            quantized.path,
+            [{name: feed} for feed in feeds],
+            limits,
+            blocks_of=model.path,
+            head=model.metadata.get(onnx_file.HEAD_KEY),
+        )
     total = len(placement.compute) + len(placement.floats)
     notes = [
         f"{len(placement.compute)} of {total} layers, {placement.int8_mac_share:.1%} of the MACs in INT8",
@@ -208,14 +215,3 @@ def run(
     return Quantized(
         model=quantized, placement=placement, scheme=scheme, parity=parity, notes=tuple(notes)
     )
-
-
-def _parity(model: OnnxModel, quantized: OnnxModel, feeds: Sequence[NDArray[Any]]) -> ParityReport:
-    with (
-        open_session("onnxruntime", model.path) as reference,
-        open_session("onnxruntime", quantized.path) as candidate,
-    ):
-        name = onnx_file.main_input(model).name
-        named = [{name: feed} for feed in feeds]
-        head = model.metadata.get(onnx_file.HEAD_KEY)
-        return compare_sessions(reference, candidate, named, model.path, head)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit import onnx_file
 from edgekit.errors import BadInput, NotPossible, UsageError
 from edgekit.quantization import dynamic_insert
-from edgekit.runtimes import open_session
-from edgekit.stages.parity import INT8_LIMITS, compare_sessions, demand
+from edgekit.stages.divergence import checked_parity
+from edgekit.stages.parity import INT8_LIMITS
 from edgekit.stages.quantize import Quantized, QuantizeOptions, rules_of, scheme_of
 from edgekit.target import TargetProfile
 from edgekit.types import OnnxModel
@@ -63,14 +63,15 @@ def run(
     parity = None
     if feeds:
         name = onnx_file.main_input(model).name
-        with (
-            open_session("onnxruntime", model.path) as reference,
-            open_session("onnxruntime", quantized.path) as candidate,
-        ):
-            named = [{name: feed} for feed in feeds]
-            head = model.metadata.get(onnx_file.HEAD_KEY)
-            parity = compare_sessions(reference, candidate, named, model.path, head)
-        demand(parity, INT8_LIMITS, "quantize")
+        parity = checked_parity(
+            "quantize",
+            model.path,
+            quantized.path,
+            [{name: feed} for feed in feeds],
+            INT8_LIMITS,
+            blocks_of=model.path,
+            head=model.metadata.get(onnx_file.HEAD_KEY),
+        )
     total = len(placement.compute) + len(placement.floats)
     notes = (
         f"{len(placement.compute)} of {total} layers, {placement.int8_mac_share:.1%} of the MACs in INT8",

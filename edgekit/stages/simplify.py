@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit import onnx_file
 from edgekit.errors import BadInput, VerificationFailed
 from edgekit.quantization import existing
-from edgekit.runtimes import open_session
-from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS, compare_sessions, demand
+from edgekit.stages.divergence import checked_parity
+from edgekit.stages.parity import FLOAT_LIMITS, ROUNDING_LIMITS, ParityLimits
 from edgekit.types import OnnxModel, ParityReport, StageOutput
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def run(
                 problem = _changed_face(model, onnx_file.describe(candidate, parsed))
                 if existing.signature(parsed) != scales:
                     problem = "it changed the scales of quantization that the graph carries"
-                parity = _parity(model, candidate, feeds)
-                demand(parity, limits, tool)
+                parity = _parity(tool, model, candidate, feeds, limits)
             except (BadInput, VerificationFailed) as error:
                 problem = error.message
             if problem:
@@ -74,7 +73,9 @@ def run(
             return StageOutput(model=onnx_file.save(parsed, out), parity=parity, notes=tuple(notes))
     kept = onnx_file.save(source, out)
     notes.insert(0, f"the graph as it is: {before} nodes")
-    return StageOutput(model=kept, parity=_parity(model, kept.path, feeds), notes=tuple(notes))
+    return StageOutput(
+        model=kept, parity=_parity("simplify", model, kept.path, feeds, None), notes=tuple(notes)
+    )
 
 
 def _changed_face(model: OnnxModel, candidate: OnnxModel) -> str:
@@ -87,15 +88,19 @@ def _changed_face(model: OnnxModel, candidate: OnnxModel) -> str:
     return ""
 
 
-def _parity(model: OnnxModel, candidate: Path, feeds: Sequence[NDArray[Any]]) -> ParityReport:
-    with (
-        open_session("onnxruntime", model.path) as reference,
-        open_session("onnxruntime", candidate) as simplified,
-    ):
-        name = onnx_file.main_input(model).name
-        named = [{name: feed} for feed in feeds]
-        head = model.metadata.get(onnx_file.HEAD_KEY)
-        return compare_sessions(reference, simplified, named, candidate, head)
+def _parity(
+    tool: str,
+    model: OnnxModel,
+    candidate: Path,
+    feeds: Sequence[NDArray[Any]],
+    limits: ParityLimits | None,
+) -> ParityReport:
+    name = onnx_file.main_input(model).name
+    named = [{name: feed} for feed in feeds]
+    head = model.metadata.get(onnx_file.HEAD_KEY)
+    return checked_parity(
+        tool, model.path, candidate, named, limits, blocks_of=candidate, head=head
+    )
 
 
 def _in_child(tool: str, source: Path, out: Path, time_limit_s: float) -> str:
