@@ -81,7 +81,8 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     """`array` as .npy 1.0, little-endian, C order."""
     import numpy as np
 
-    plain = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    # not ascontiguousarray, which makes an axis of a scalar
+    plain = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"), copy=False)
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, plain, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()

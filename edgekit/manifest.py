@@ -22,6 +22,8 @@ from edgekit.types import TensorSpec
 SCHEMA = 1
 FORMAT = "edgekit-bundle"
 MANIFEST, SUMS, PREPROCESS, README = "manifest.json", "SHA256SUMS", "preprocess.json", "README.txt"
+BUILT = "built"
+"""The folder of what was made on the board; not part of the manifest (docs/bundle.md)."""
 
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_FILE_BYTES = 16 << 30
@@ -269,6 +271,8 @@ class _Reader:
             problem = path_problem(name)
             if problem is not None:
                 raise self.fail(f"the path {name!r} {problem}")
+            if name.split("/")[0].lower() == BUILT:
+                raise self.fail(f"the path {name!r} lies in the folder of what the board makes")
             # a board's FAT file system takes A and a for one name
             if name.lower() in seen:
                 raise self.fail(f"the path {name!r} stands twice")
@@ -385,9 +389,19 @@ def file_problem(manifest: Manifest, name: str) -> str | None:
 
 
 def unlisted(manifest: Manifest) -> list[str]:
-    """What lies in the folder without standing in the manifest: files, links, devices."""
+    """What lies in the folder without standing in the manifest: files, links, devices.
+
+    In built/ a file belongs there by its sidecar, NAME and NAME.json; what the sidecar says is not
+    looked at here.
+    """
     folder = manifest.folder
     known = {*manifest.files, MANIFEST, SUMS}
+    built = folder / BUILT
+    if built.is_dir() and not built.is_symlink():
+        for path in built.iterdir():
+            sidecar = path.with_name(path.name + ".json")
+            if path.is_file() and sidecar.is_file():
+                known |= {f"{BUILT}/{path.name}", f"{BUILT}/{sidecar.name}"}
     return sorted(
         name
         for path in folder.rglob("*")

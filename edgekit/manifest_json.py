@@ -14,6 +14,14 @@ from edgekit.golden import SAME_LIMITS, limits_for
 from edgekit.manifest import FORMAT, MANIFEST, SCHEMA, SUMS, FileEntry
 from edgekit.types import ParityReport, to_json
 
+DEVICE_PROGRAM = "edgekit-device.pyz"
+_DEVICE_LINES = [
+    "",
+    "On the board, with Python 3.8 or newer and nothing of edgekit:",
+    "  python3 edgekit-device.pyz verify .    the same check, with the runtime that is there",
+    "  python3 edgekit-device.pyz bench .     latency",
+]
+
 
 def parity_json(report: ParityReport | None) -> dict[str, Any] | None:
     """A parity report as the keys of the machine-readable answers, with its blocks."""
@@ -141,6 +149,7 @@ def readme_text(
         "Check this folder:",
         "  edgekit verify .              hashes, preprocessing, golden outputs",
         "  sha256sum -c SHA256SUMS       hashes alone, with nothing installed",
+        *(_DEVICE_LINES if DEVICE_PROGRAM in what else []),
         "",
         "Files:",
         *(f"  {name.ljust(width)}  {all_files[name]}" for name in sorted(all_files)),

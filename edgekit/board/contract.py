@@ -196,9 +196,9 @@ def _planes(image: Image, color: str) -> list[bytes]:
         return [red, green, blue]
     if color == "bgr":
         return [blue, green, red]
-    # BT.601 luma in fixed point with 14 bits, as OpenCV computes it
+    # BT.601 luma in fixed point with 15 bits, as OpenCV computes it
     return [
-        bytes((r * 4899 + g * 9617 + b * 1868 + 8192) >> 14 for r, g, b in zip(red, green, blue))
+        bytes((r * 9798 + g * 19235 + b * 3735 + 16384) >> 15 for r, g, b in zip(red, green, blue))
     ]
 
 

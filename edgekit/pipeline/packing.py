@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from edgekit import __version__, bundle
 from edgekit.atomic import sha256_json
 from edgekit.bundle import BundleContents, BundleModel, ChainStep, GoldenSample
 from edgekit.errors import EdgekitError, VerificationFailed
+from edgekit.pipeline.device_files import device_files, device_key
 from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
 from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome
@@ -57,6 +59,7 @@ class Made:
                 "stages": [outcome.key if outcome else None for outcome in outcomes],
                 "precision": self.verdict.precision,
                 "golden": steps.request.golden,
+                "device": device_key(),
             }
         )
 
@@ -149,7 +152,9 @@ def pack(steps: Steps, made: Made, key: str) -> None:
                 + "; ".join(f"{item.name}: {item.detail}" for item in failed),
             )
 
-    bundle.write(request.out, contents, check=check)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as temporary:
+        extra = device_files(Path(temporary))
+        bundle.write(request.out, dataclasses.replace(contents, extra=extra), check=check)
 
 
 def _carried(made: Made) -> Built:

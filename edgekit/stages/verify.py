@@ -76,6 +76,7 @@ def verify_bundle(path: Path, progress: Progress = no_progress) -> list[Check]:
         (SUMS, _check_sums),
         ("files", _check_files),
         ("unlisted files", _check_unlisted),
+        (f"{manifests.BUILT}/", _check_built),
         ("chain", _check_chain),
         ("preprocessing", _check_preprocessing),
         ("golden inputs", _check_golden_inputs),
@@ -119,6 +120,20 @@ def _check_unlisted(manifest: Manifest) -> list[Check]:
     if names:
         detail = f"not in the manifest: {', '.join(names[:5])}" + (" …" if names[5:] else "")
     return [Check(name="unlisted files", ok=not names, detail=detail)]
+
+
+def _check_built(manifest: Manifest) -> list[Check]:
+    """What the board made must be what its sidecars say, and made from this bundle's files."""
+    from edgekit.board import built
+    from edgekit.board.manifest import read_manifest as read_on_board
+
+    folder = manifest.folder / manifests.BUILT
+    if not folder.exists() and not folder.is_symlink():
+        return []
+    found = built.problems(read_on_board(manifest.folder))
+    detail = "; ".join(found[:5]) + (" …" if found[5:] else "")
+    detail = detail or "what was made on the board is as it was made"
+    return [Check(name=f"{manifests.BUILT}/", ok=not found, detail=detail)]
 
 
 def _check_chain(manifest: Manifest) -> list[Check]:
