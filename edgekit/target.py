@@ -42,6 +42,9 @@ PLACEMENT_RULES = ("head", "first", "depthwise", "gemv")
 """Rules that `keep_float` may name, see edgekit.quantization.placement: a detector's last
 convolutions, the first one, depthwise ones, matrix-vector products."""
 
+FORMS = ("silu", "softmax", "concat", "few_channels", "resize", "hard_swish")
+"""What `forms` may name, see edgekit.quantization.forms and .integer_forms."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -97,7 +100,8 @@ class Quantize:
     convolutions with fewer input channels stay float. `reduce_range`: 7-bit weights; "auto" asks the
     CPU (`TargetProfile.reduces_range`). `bias`: "int32", scale = input scale * weight scale, or "float".
     `winograd` (ncnn): 3x3 convolutions of stride 1 run by Winograd, whose sums hold 6-bit weights;
-    false gives them 8 bits and keeps Winograd off them.
+    false gives them 8 bits and keeps Winograd off them. `forms` (FORMS): what is computed in another
+    form because the runtime is faster at that, see edgekit.quantization.integer_forms.
     """
 
     weight_type: str = field(default="int8", metadata={"choices": ("int8", "uint8")})
@@ -112,6 +116,7 @@ class Quantize:
     keep_float: tuple[str, ...] = ()
     max_range_ratio: float = field(default=16.0, metadata={"minimum": 1.0})
     min_channels: int = field(default=0, metadata={"minimum": 0})
+    forms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +328,12 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: [quantize] keep_float has '{name}', which is neither a rule nor an "
                 "operator type.",
                 hint=nearest(name, PLACEMENT_RULES),
+            )
+    for name in checked.get("quantize", {}).get("forms", ()):
+        if name not in FORMS:
+            raise UsageError(
+                f"{where}: [quantize] forms has '{name}', which is not a form.",
+                hint=nearest(name, FORMS),
             )
     try:
         satisfies("0", checked.get("runtime", {}).get("versions", ""))

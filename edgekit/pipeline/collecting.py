@@ -72,7 +72,7 @@ def observed(
     """
     import onnx_ir as ir
 
-    from edgekit.quantization import placement
+    from edgekit.quantization import forms, placement
     from edgekit.quantization.bias_correction import input_channels
     from edgekit.stages.quantize import observed_channels, observed_tensors, rules_of
 
@@ -89,8 +89,10 @@ def observed(
         rules = rules_of(profile)
         if rules not in seen:
             seen.append(rules)
-            names.update(dict.fromkeys(placement.observed(graph, rules)))
             channels = {**input_channels(graph, rules), **channels}
+            formed = ir.load(str(model.path)) if rules.forms else graph
+            forms.take(formed, rules.forms)
+            names.update(dict.fromkeys(placement.observed(formed, rules)))
     if not names:
         raise BadInput(
             f"{model.path} has nothing that a target computes in INT8.",

@@ -46,7 +46,7 @@ VERSIONS = {
     "float_twin": 1,
     "convert": 1,
     "calibrate": 3,
-    "quantize": 4,
+    "quantize": 5,
     "quantize_ncnn": 1,
     "build": 1,
     "evaluate": 2,
@@ -270,6 +270,7 @@ class Steps:
             preprocess=exported.value.contract.to_dict(),
             operators=list(rules.operators),
             follow=list(rules.follow),
+            **({"forms": list(rules.forms)} if rules.forms else {}),
             max_bad_share=request.max_bad_share,
         )
         key = self.runner.cache.key("calibrate", fields)

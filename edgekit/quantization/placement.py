@@ -54,6 +54,7 @@ class Rules:
     `operators` compute, `follow` carry; `keep_float` names rules ("head", "depthwise", "gemv",
     "first") or operator types; convolutions whose input has fewer than `min_channels` channels stay
     float; inputs of a join whose amax differ by more than `max_range_ratio` keep scales of their own.
+    `forms`: what is computed in another form there, see `forms` and `integer_forms`.
     """
 
     operators: tuple[str, ...]
@@ -61,6 +62,7 @@ class Rules:
     keep_float: tuple[str, ...] = ("head",)
     min_channels: int = 0
     max_range_ratio: float = 16.0
+    forms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +355,7 @@ def place(
     return Placement(
         compute=tuple(node.name for node in compute),
         carry=tuple(node.name for node in carry),
-        tensors=_scale_owners(graph, tensors, ranges),
+        tensors=_scale_owners(graph, tensors, ranges, carry if "concat" in rules.forms else ()),
         floats=floats,
         macs=macs,
     )
@@ -423,13 +425,24 @@ def _ratio(values: list[Any], ranges: Mapping[str, Range]) -> float:
     return max(spans) / min(spans) if len(spans) > 1 else 1.0
 
 
-def _scale_owners(graph: Any, tensors: set[Any], ranges: Mapping[str, Range]) -> dict[str, str]:
+def _scale_owners(
+    graph: Any, tensors: set[Any], ranges: Mapping[str, Range], joining: Collection[Any] = ()
+) -> dict[str, str]:
     """Map each quantized tensor to the tensor whose range it takes.
 
     A value-moving operator's outputs take the range of its input, whether it carries integers (then
-    it must) or not (then nothing better is known).
+    it must) or not (then nothing better is known). What only a Concat of `joining` reads takes the
+    Concat's range: it would be rounded to that a second time, and equal scales are only copied.
     """
     owners = {value.name: _range_source(value).name for value in tensors}
+    for node in reversed(list(joining)):
+        owner = owners.get(node.outputs[0].name)
+        if node.op_type != "Concat" or owner is None or owner not in ranges:
+            continue
+        for value in _data_inputs(node):
+            lonely = {use.node for use in value.uses()} == {node} and not value.is_graph_output()
+            if lonely and owners.get(value.name) == value.name and value.producer() is not None:
+                owners[value.name] = owner
     order = {value.name: None for value in graph.inputs}
     for node in graph:
         for output in node.outputs:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit import onnx_file
 from edgekit.calibration import store
 from edgekit.errors import NotPossible
-from edgekit.quantization.placement import Placement, channel_axis, fused_output, place
-from edgekit.quantization.qdq import insert
+from edgekit.quantization.assemble import quantized
+from edgekit.quantization.placement import Placement, channel_axis, fused_output
 from edgekit.quantization.scheme import (
     activation_params,
     choose_weight_scale,
@@ -166,8 +166,8 @@ class _Debugger:
 
         graph = ir.from_proto(self._proto)
         ranges = self._calibration.ranges
-        placement = place(graph, self._rules, ranges, (*self._options.keep_float, *keep))
-        insert(graph, placement, ranges, self._scheme, self._means)
+        kept = (*self._options.keep_float, *keep)
+        placement = quantized(graph, self._rules, ranges, self._scheme, kept, self._means)
         return ir.to_proto(graph).SerializeToString(), placement
 
     def _meter(self, data: bytes, count: int) -> ParityMeter:

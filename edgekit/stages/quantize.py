@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.errors import BadInput, NotPossible
-from edgekit.quantization import existing
+from edgekit.quantization import assemble, existing
 from edgekit.quantization.bias_correction import input_channels
-from edgekit.quantization.placement import Placement, Rules, observed, place
-from edgekit.quantization.qdq import insert
+from edgekit.quantization.forms import FOLLOWED, take
+from edgekit.quantization.placement import Placement, Rules, observed
 from edgekit.quantization.scheme import Scheme
 from edgekit.stages.divergence import checked_parity
 from edgekit.stages.parity import INT8_LIMITS, ParityLimits
@@ -59,12 +59,14 @@ def rules_of(profile: TargetProfile) -> Rules:
             hint="Choose one whose name ends in int8 (`edgekit targets list`).",
         )
     section = profile.quantize
+    formed = [name for form in section.forms for name in FOLLOWED.get(form, ())]
     return Rules(
         operators=section.operators,
-        follow=section.follow,
+        follow=(*section.follow, *formed),
         keep_float=section.keep_float,
         min_channels=section.min_channels,
         max_range_ratio=section.max_range_ratio,
+        forms=section.forms,
     )
 
 
@@ -90,7 +92,9 @@ def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...
 
     ir_model = ir.load(str(model.path))
     graph = ir_model.graph
-    names = observed(ir_model, rules_of(profile))
+    rules = rules_of(profile)
+    take(ir_model, rules.forms)
+    names = observed(ir_model, rules)
     if not names and any(existing.is_quantized(node) for node in graph):
         # all scales are there already; an output is observed so that there is a calibration
         return (graph.outputs[0].name,)
@@ -178,13 +182,15 @@ def run(
     if kept:
         existing.share(graph.graph, rules_of(profile).operators)
         common.TopologicalSortPass()(graph)
-    placement = place(graph, rules, calibration.ranges, options.keep_float)
+    means = _means(calibration, options)
+    placement = assemble.quantized(
+        graph, rules, calibration.ranges, scheme, options.keep_float, means
+    )
     if not placement.compute:
         reasons = sorted(set(placement.floats.values()))
         raise NotPossible(
             f"No layer of {model.path.name} can be INT8 for {profile.name}: " + "; ".join(reasons),
         )
-    insert(graph, placement, calibration.ranges, scheme, _means(calibration, options))
     if kept and not scheme.explicit_weights:
         existing.store_integers(graph.graph)
     proto = ir.to_proto(graph)

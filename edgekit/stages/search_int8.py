@@ -14,8 +14,8 @@ from edgekit.codec import from_json, to_record
 from edgekit.errors import EdgekitError
 from edgekit.preprocess import Preprocess, apply
 from edgekit.quantization.activations import read_through_activation
-from edgekit.quantization.placement import Placement, place
-from edgekit.quantization.qdq import insert
+from edgekit.quantization.assemble import placed, quantized
+from edgekit.quantization.placement import Placement
 from edgekit.runtimes import open_session
 from edgekit.runtimes.base import SessionOptions
 from edgekit.runtimes.onnxruntime import open_bytes
@@ -140,9 +140,9 @@ class Int8Search:
 
         graph = ir.from_proto(self._proto)
         ranges = self._ranges_of(choice)
-        placement = place(graph, self._rules, ranges, (*self._always_float, *keep))
         means = self._means if choice.bias_correction else None
-        insert(graph, placement, ranges, self._scheme, means)
+        kept = (*self._always_float, *keep)
+        placement = quantized(graph, self._rules, ranges, self._scheme, kept, means)
         return ir.to_proto(graph).SerializeToString(), placement
 
     def _attempt(self, choice: Choice) -> Trial:
@@ -155,7 +155,8 @@ class Int8Search:
         import onnx_ir as ir
 
         graph = ir.from_proto(self._proto)
-        return place(graph, self._rules, self._calibration.ranges, (*self._always_float, *keep))
+        kept = (*self._always_float, *keep)
+        return placed(graph, self._rules, self._calibration.ranges, kept)
 
     def _share_without(self, keep: Iterable[str]) -> float:
         return self._placement(keep).int8_mac_share
