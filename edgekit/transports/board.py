@@ -22,7 +22,14 @@ from edgekit.errors import BadInput, DeviceUnreachable, EdgekitError
 from edgekit.manifest import MANIFEST, SUMS, Manifest
 from edgekit.transports.bootstrap import PythonMissing
 from edgekit.transports.carriers import carrier_argv, explain, unreachable
-from edgekit.transports.channel import CHUNK, Cancelled, Channel, ConnectionLost, RetryUpload
+from edgekit.transports.channel import (
+    CHUNK,
+    Cancelled,
+    Channel,
+    ConnectionLost,
+    OutOfTime,
+    RetryUpload,
+)
 from edgekit.transports.settings import Device
 from edgekit.types import Progress, no_progress
 
@@ -31,6 +38,9 @@ T = TypeVar("T")
 _POLL_S = 2.0
 _PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 _UPLOAD_TRIES = 4
+_CONNECT_S = 30.0
+# the time to cancel a run when we are interrupted or our limit is reached
+_LEAVING_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +145,8 @@ class Board:
         trace: TracebackType | None,
     ) -> None:
         """Close the connection. A run that is left in the middle is cancelled, if we still can."""
-        if self._run is not None and self._channel is not None:
+        if self._run is not None and self._channel is not None and self._channel.usable:
+            self._channel.extend(_LEAVING_S)
             with contextlib.suppress(EdgekitError, RetryUpload):
                 self._channel.ask("remove", run=self._run)
         self._drop()
@@ -293,13 +304,17 @@ class Board:
     def _again(self, request: Callable[[Channel], T]) -> T:
         """Do `request`, with a new connection whenever the old one is lost, until the limit."""
         failures = 0
+        lost: EdgekitError | None = None
         while True:
             self._check_limit()
             try:
                 if self._channel is None:
                     self._channel = self._connected()
                 answer = request(self._channel)
+            except OutOfTime as error:
+                raise (self._lost_for_good(lost) if lost else self._too_late()) from error
             except ConnectionLost as error:
+                lost = error
                 messages = self._channel.messages() if self._channel is not None else ""
                 never = self.connections == 0
                 self._drop(at_once=True)
@@ -313,11 +328,7 @@ class Board:
                 self._progress(0, 0, f"{self.device.name}: connection lost, trying again")
                 self._stop.wait(max(0.0, min(pause_s, self.left_s)))
                 if self.left_s <= 0:
-                    raise DeviceUnreachable(
-                        f"{self.device.name}: the connection was lost and could not be made again "
-                        f"within {self._limit_s:.0f} s. {error.message}",
-                        hint=self._pick_up_hint(),
-                    ) from error
+                    raise self._lost_for_good(error) from error
             except BaseException:
                 # a request may be half answered: this connection is of no more use
                 if self._channel is not None and not self._channel.usable:
@@ -326,11 +337,16 @@ class Board:
             else:
                 return answer
 
-    def _pick_up_hint(self) -> str:
-        if self._run is None:
-            return ""
+    def _lost_for_good(self, error: EdgekitError) -> DeviceUnreachable:
+        """The connection could not be made again; the run on the board is left to itself."""
         run, self._run = self._run, None
-        return f"The run may go on there. Its result can be fetched with --pick-up {run}."
+        return DeviceUnreachable(
+            f"{self.device.name}: the connection was lost and could not be made again within "
+            f"{self._limit_s:.0f} s. {error.message}",
+            hint=f"The run may go on there. Its result can be fetched with --pick-up {run}."
+            if run is not None
+            else "",
+        )
 
     def _connected(self) -> Channel:
         channel = Channel(
@@ -342,7 +358,9 @@ class Board:
         )
         self._messages = ""
         try:
-            limit_s = max(0.1, min(self.left_s, max(30.0, self.device.silence_s)))
+            # again sooner the next time: what is lost on the way back up is waited for in vain
+            most_s = max(4.0, 1.5 * self.device.silence_s) if self.connections else _CONNECT_S
+            limit_s = max(0.1, min(self.left_s, most_s))
             hello = channel.open(self.device.address.folder, limit_s)
         except BaseException:
             self._messages = channel.messages()

@@ -28,6 +28,10 @@ class ConnectionLost(DeviceUnreachable):
     """The connection ended, or nothing came through it for too long; it can be made again."""
 
 
+class OutOfTime(DeviceUnreachable):
+    """The time for all the work is over, while the connection was well."""
+
+
 class Cancelled(EdgekitError):
     """The work was given up because another part of it was interrupted."""
 
@@ -124,6 +128,10 @@ class Channel:
             raise
         self.usable = True
 
+    def extend(self, seconds: float) -> None:
+        """Allow so much more time, from now on and whatever happens, for leaving things in order."""
+        self._end_s, self._stop = time.monotonic() + seconds, threading.Event()
+
     def close(self) -> None:
         """Say goodbye and end the process that carried us; never raises."""
         if not self._closed.is_set():
@@ -208,6 +216,9 @@ class Channel:
             try:
                 item = self._inbox.get(timeout=max(0.01, min(left, 0.5)))
             except queue.Empty:
+                left = min(since + silence_s, self._end_s) - time.monotonic()
+                if left <= 0 and since + silence_s > time.monotonic():
+                    raise OutOfTime(f"{self.name}: the time is over.") from None
                 if left <= 0:
                     raise ConnectionLost(
                         f"{self.name} has not answered for {time.monotonic() - since:.0f} s.",
