@@ -1,6 +1,7 @@
 """The project file edgekit.toml: what a bare `edgekit export` works from.
 
-    [checkpoint]  path, arch, arch_args = { key = value }, code = [...], weights
+    [checkpoint]  path, arch, arch_args = { key = value }, code = [...], weights,
+                  dtype
     [export]      target, images, out, data, split, imgsz, input_shape, method, dynamic, limit
     [preprocess]  any field of the preprocessing contract
     [budget]      max_drop (points), max_p99_ms, max_p50_ms
@@ -30,6 +31,7 @@ class CheckpointSection:
     arch: str = ""
     code: tuple[str, ...] = ()
     weights: str = field(default="auto", metadata={"choices": ("auto", "ema", "model")})
+    dtype: str = field(default="", metadata={"choices": ("", "float32")})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ class LoadOptions:
     arch: "package.module:factory", a function that builds the architecture of a state_dict, and
     arch_args its keyword arguments (Python literals, else text). code: folders to import from.
     trust: unpickle whatever the file asks for. weights: "auto" (EMA where there is one), "ema" or
-    "model". input_shape: NCHW, to try a pruned network with when the checkpoint names none.
+    "model". dtype: "float32" converts weights of mixed float types, which are refused otherwise.
+    input_shape: NCHW, to try a pruned network with when the checkpoint names none.
     """
 
     arch: str | None = None
@@ -47,6 +48,7 @@ class LoadOptions:
     code: tuple[Path, ...] = ()
     trust: bool = False
     weights: str = "auto"
+    dtype: str | None = None
     input_shape: tuple[int, ...] | None = None
 
 
@@ -105,5 +107,6 @@ def options_key(options: LoadOptions) -> dict[str, Any]:
         "sources": source_hashes(module, options.code) if module else {},
         "trust": options.trust,
         "weights": options.weights,
+        "dtype": options.dtype,
         "input_shape": list(options.input_shape) if options.input_shape else None,
     }

@@ -17,30 +17,37 @@ _SHOWN = 5
 
 
 def fill(
-    module: Any, tensors: Mapping[str, Any], path: Path, input_shape: tuple[int, ...] | None
+    module: Any,
+    tensors: Mapping[str, Any],
+    path: Path,
+    input_shape: tuple[int, ...] | None,
+    dtype: str | None = None,
 ) -> Ready:
     """Load `tensors` into `module`, each exactly once, and make it ready to run.
 
     Pruning masks, ternary codes and int8 codes are folded into float weights; layers whose stored
     shapes are smaller than the architecture's are shrunk, which a forward pass must survive.
-    Raises BadInput: another architecture (keys and shapes named), types that are no weights, NaN.
+    Raises BadInput: another architecture (keys and shapes named), types that are no weights, mixed
+    float types (unless `dtype` is "float32"), NaN.
     """
     from edgekit.checkpoint import qat
 
     expected = module.state_dict()
     state, notes = _strip(dict(tensors), set(expected))
+    stored = state
     state, folded = fold.to_float(state, path)
+    made = frozenset(key for key, value in state.items() if stored.get(key) is not value)
     qat.adopt_shapes(module, state)
     expected = module.state_dict()
     state, more = _match(state, expected, module, path)
     notes += (*folded, *more)
-    notes += _check_values(state, module, path)
+    notes += _check_values(state, module, path, dtype, made)
     if any(state[key].shape != expected[key].shape for key in state):
         shrunk = shrink.shrink(module, state, path, input_shape)
         notes = (*notes, *shrunk)
     _load(module, state, path)
-    made = ready(module, path)
-    return Ready(module=made.module, parameters=made.parameters, notes=(*notes, *made.notes))
+    done = ready(module, path, dtype)
+    return Ready(module=done.module, parameters=done.parameters, notes=(*notes, *done.notes))
 
 
 def _bases(key: str) -> str:
@@ -133,12 +140,17 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")
 
 
-def _check_values(state: Mapping[str, Any], module: Any, path: Path) -> tuple[str, ...]:
-    """Notes on types; BadInput for tensors that are no weights, NaN, and layers of mixed types."""
+def _check_values(
+    state: Mapping[str, Any], module: Any, path: Path, dtype: str | None, made: frozenset[str]
+) -> tuple[str, ...]:
+    """Notes on types; BadInput for tensors that are no weights, NaN, and mixed types.
+
+    `made` names weights that folding made: their type says nothing about the file.
+    """
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     parameters = {key: tensor for key, tensor in state.items() if key in names}
     buffers = {key: tensor for key, tensor in state.items() if key not in names}
-    notes = check_types(parameters, buffers, path)
+    notes = check_types(parameters, buffers, path, dtype, made)
     check_finite(parameters.items(), buffers.items(), path)
     return notes
 

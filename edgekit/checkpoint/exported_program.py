@@ -61,7 +61,7 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
         raise BadInput(
             f"{head.path} is damaged: its graph lacks {error}.", hint=_EXPORT_HINT
         ) from error
-    made = ready(module, head.path)
+    made = ready(module, head.path, options.dtype)
     if len(module._inputs) == 1 and shape is not None:
         check_forward(made.module, shape, head.path, one_tensor=False)
     return Checkpoint(

@@ -23,11 +23,11 @@ class Ready:
     notes: tuple[str, ...]
 
 
-def ready(module: Any, path: Path) -> Ready:
+def ready(module: Any, path: Path, dtype: str | None = None) -> Ready:
     """Bring `module` to eval mode, CPU, float32, without gradients.
 
-    Raises BadInput for weights that are not finite or no floats (named), and for a layer that mixes
-    types.
+    Raises BadInput for weights that are not finite or no floats (named), and for mixed float types
+    unless `dtype` is "float32".
     """
     import torch
 
@@ -35,7 +35,7 @@ def ready(module: Any, path: Path) -> Ready:
 
     if not isinstance(module, torch.nn.Module):
         raise BadInput(f"{path} holds a {type(module).__name__}, not a module.")
-    notes = widen(module, path)
+    notes = widen(module, path, dtype)
     module.train(False)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -50,29 +50,35 @@ def count_parameters(module: Any) -> int:
     return sum({id(p): int(p.numel()) for p in module.parameters()}.values())
 
 
-def widen(module: Any, path: Path) -> tuple[str, ...]:
+def widen(module: Any, path: Path, dtype: str | None = None) -> tuple[str, ...]:
     """Turn every float tensor of `module` into float32; notes on what was not.
 
     Raises BadInput as `check_types` does.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    notes = check_types(parameters, buffers, path)
+    notes = check_types(parameters, buffers, path, dtype)
     module.float()
     return notes
 
 
 def check_types(
-    parameters: Mapping[str, Any], buffers: Mapping[str, Any], path: Path
+    parameters: Mapping[str, Any],
+    buffers: Mapping[str, Any],
+    path: Path,
+    dtype: str | None = None,
+    made: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
     """Notes on the float types that become float32: 16 bits widen exactly, 64 are rounded.
 
-    Raises BadInput for weights that are complex, integers, 8-bit floats, sparse or without data,
-    and for a layer whose weights have different types, naming it.
+    A network is saved in one type. Where weights and running statistics have several, part of the
+    file was converted by hand or comes from another training, so it is refused unless `dtype` is
+    "float32"; tensors named in `made` do not count. Raises BadInput for that, and for weights that
+    are complex, integers, 8-bit floats, sparse or without data; named.
     """
     import torch
 
-    layers: dict[str, set[str]] = {}
+    kinds: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     for name, tensor in [*parameters.items(), *buffers.items()]:
         if tensor.device.type != "cpu":
@@ -80,20 +86,27 @@ def check_types(
         kind = str(tensor.dtype).removeprefix("torch.")
         if name in parameters:
             _check_weight(name, tensor, kind, path)
-            layers.setdefault(name.rpartition(".")[0], set()).add(kind)
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        if not tensor.is_floating_point():
+            continue
+        if (name in parameters or name.rpartition(".")[2] in _RUNNING) and name not in made:
+            kinds.setdefault(kind, []).append(name)
+        if tensor.dtype != torch.float32:
             counts[kind] = counts.get(kind, 0) + 1
-    for layer, kinds in layers.items():
-        if len(kinds) > 1:
-            raise BadInput(
-                f"{path}: layer '{layer}' mixes {' and '.join(sorted(kinds))} weights, so it could "
-                "not have run as it was saved.",
-                hint="Convert the model to one type (model.float()) and save it again.",
-            )
+    if len(kinds) > 1 and dtype != "float32":
+        raise _mixed(kinds, path)
     return tuple(
         f"{count} {_WORDS.get(kind, kind)} tensors "
         + ("rounded to float32" if kind == "float64" else "widened to float32")
         for kind, count in sorted(counts.items())
+    )
+
+
+def _mixed(kinds: Mapping[str, list[str]], path: Path) -> BadInput:
+    parts = [f"{len(names)} are {kind} ('{names[0]}')" for kind, names in sorted(kinds.items())]
+    return BadInput(
+        f"{path} mixes float types: of its weights and running statistics {', '.join(parts)}.",
+        hint="If that is meant (half precision with normalization kept in float32, say), add "
+        "--dtype float32: everything is then computed in float32.",
     )
 
 

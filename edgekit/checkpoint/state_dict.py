@@ -58,7 +58,7 @@ def from_mapping(
     description: Description = describe(found, head.path)
     module = factory.build(options)
     shape = description.input_shape or options.input_shape
-    filled = assemble.fill(module, chosen.tensors, head.path, shape)
+    filled = assemble.fill(module, chosen.tensors, head.path, shape, options.dtype)
     return Checkpoint(
         path=head.path,
         sha256="",

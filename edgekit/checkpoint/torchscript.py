@@ -43,7 +43,7 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
     # torch's reader is C++ and reports damage with RuntimeError mostly, but also with others
     except Exception as error:
         raise unreadable(head.path, error) from error
-    made = ready(module, head.path)
+    made = ready(module, head.path, options.dtype)
     said = _description(head)
     return Checkpoint(
         path=head.path,

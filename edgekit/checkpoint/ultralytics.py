@@ -72,7 +72,7 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
     if record.get("modelopt"):
         notes.append("the quantizers of its quantization-aware training are not carried over")
     try:
-        return _checkpoint(head, model, record, tuple(notes))
+        return _checkpoint(head, model, record, tuple(notes), options.dtype)
     except (AttributeError, TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
         # attributes of the pickled layers steer everything from here on, and they are the file's
         raise BadInput(
@@ -92,10 +92,12 @@ def _choose(keys: list[str], weights: str, head: Sniff) -> str:
     return weights
 
 
-def _checkpoint(head: Sniff, model: Any, record: Any, notes: tuple[str, ...]) -> Checkpoint:
+def _checkpoint(
+    head: Sniff, model: Any, record: Any, notes: tuple[str, ...], dtype: str | None
+) -> Checkpoint:
     from edgekit.checkpoint.probe import check_forward
 
-    made = ready(model, head.path)
+    made = ready(model, head.path, dtype)
     arguments = {
         **plain_fields(record.get("train_args")),
         **plain_fields(getattr(model, "args", None)),

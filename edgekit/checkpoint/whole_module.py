@@ -39,7 +39,7 @@ def load(head: Sniff, options: LoadOptions) -> Checkpoint:
         notes += reviver.notes
     module = _unwrapped(chosen, notes)
     notes += _made_float(module)
-    made = ready(module, head.path)
+    made = ready(module, head.path, options.dtype)
     said = describe(found, head.path)
     return Checkpoint(
         path=head.path,

@@ -47,8 +47,14 @@ _OPTIONS = [
         default=None,
         help="Which weights, when there are averaged ones (EMA) too. Default: auto, the EMA.",
     ),
+    click.option(
+        "--dtype",
+        metavar="float32",
+        default=None,
+        help="Convert weights of mixed float types, which are refused otherwise.",
+    ),
 ]
-_NAMES = ("arch", "arch_args", "code", "trust", "weights")
+_NAMES = ("arch", "arch_args", "code", "trust", "weights", "dtype")
 _WEIGHTS = ("auto", "ema", "model")
 
 
@@ -63,7 +69,7 @@ def load_options(arguments: dict[str, Any]) -> LoadOptions:
     """The `LoadOptions` that the flags ask for; removes the flags from `arguments`.
 
     Raises UsageError for an --arch-arg without "=", given twice, or without --arch, and for an
-    unknown --weights.
+    unknown --weights or --dtype.
     """
     from edgekit.checkpoint import LoadOptions
 
@@ -71,6 +77,11 @@ def load_options(arguments: dict[str, Any]) -> LoadOptions:
     weights = given["weights"] or "auto"
     if weights not in _WEIGHTS:
         raise UsageError(f"--weights {weights!r}.", hint=nearest(weights, _WEIGHTS))
+    if given["dtype"] not in (None, "float32"):
+        raise UsageError(
+            f"--dtype {given['dtype']!r}: checkpoints are computed in float32.",
+            hint="Use --dtype float32, or leave it out.",
+        )
     pairs = arch_arguments(given["arch_args"] or ())
     if pairs and not given["arch"]:
         raise UsageError("--arch-arg without --arch.", hint="Name the factory with --arch.")
@@ -80,6 +91,7 @@ def load_options(arguments: dict[str, Any]) -> LoadOptions:
         code=tuple(Path(folder) for folder in given["code"] or ()),
         trust=bool(given["trust"]),
         weights=weights,
+        dtype=given["dtype"],
     )
 
 

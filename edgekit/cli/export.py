@@ -212,6 +212,7 @@ def _with_project(arguments: dict[str, Any], project: Project | None) -> dict[st
             filled["arch_args"] = tuple(f"{k}={v}" for k, v in project.arch_args.items())
     filled["code"] = filled["code"] or tuple(project.folder / folder for folder in section.code)
     filled["weights"] = filled["weights"] or section.weights
+    filled["dtype"] = filled["dtype"] or section.dtype or None
     return filled
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -94,24 +95,57 @@ def test_running_statistics_that_are_not_finite_are_named(tmp_path: Path) -> Non
         load(_save(tmp_path, state), OPTIONS)
 
 
-def test_layers_of_different_precision_are_widened_with_a_note(tmp_path: Path) -> None:
-    state = _state()
-    for key in ("0.weight", "0.bias"):
-        state[key] = state[key].half()
-    loaded = load(_save(tmp_path, state), OPTIONS)
+def _half_where(state: dict[str, Any], keys: Any) -> dict[str, Any]:
+    return {
+        key: value.half() if value.is_floating_point() and keys(key) else value
+        for key, value in state.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (lambda key: key.startswith("0."), r"2 are float16 \('0\.weight'\), \d+ are float32"),
+        (lambda key: key == "4.weight", r"1 are float16 \('4\.weight'\), \d+ are float32"),
+        (lambda key: not key.startswith("1."), r"\d+ are float16 .* 4 are float32 \('1\.weight'\)"),
+    ],
+    ids=["a layer", "a weight", "all but the normalization"],
+)
+def test_mixed_float_types_are_refused_and_converted_on_demand(
+    tmp_path: Path, keys: Any, told: str
+) -> None:
+    path = _save(tmp_path, _half_where(_state(), keys))
+    with pytest.raises(BadInput, match=f"mixes float types: .*{told}") as raised:
+        load(path, OPTIONS)
+    assert "--dtype float32" in raised.value.hint
+    loaded = load(path, dataclasses.replace(OPTIONS, dtype="float32"))
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
-    assert "2 half precision tensors widened to float32" in loaded.notes
+    assert any("half precision tensors widened to float32" in note for note in loaded.notes)
+    stored = torch.load(path)
+    assert all(torch.equal(v, stored[k].float()) for k, v in loaded.module.named_parameters())
 
 
-def test_mixed_types_within_one_layer_are_refused(tmp_path: Path) -> None:
-    state = _state()
-    state["4.weight"] = state["4.weight"].half()
-    with pytest.raises(BadInput, match="layer '4' mixes float16 and float32"):
-        load(_save(tmp_path, state), OPTIONS)
+def test_mixed_types_of_a_whole_module_are_refused(tmp_path: Path) -> None:
     model = making.small()
     model[4].weight.data = model[4].weight.data.double()
-    with pytest.raises(BadInput, match="layer '4' mixes float32 and float64"):
+    with pytest.raises(BadInput, match=r"1 are float64 \('4\.weight'\)"):
         load(_save(tmp_path, model), OPTIONS)
+    assert load(_save(tmp_path, model), dataclasses.replace(OPTIONS, dtype="float32"))
+
+
+def test_statistics_of_another_type_are_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path, _half_where(_state(), lambda key: "running" not in key))
+    with pytest.raises(BadInput, match=r"2 are float32 \('1\.running_mean'\)"):
+        load(path, OPTIONS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_one_type_throughout_is_widened_with_a_note(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in _state().items()}
+    assert state["1.num_batches_tracked"].dtype == torch.int64  # no weight: counts for nothing
+    loaded = load(_save(tmp_path, state), OPTIONS)
+    assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
+    assert any("float32" in note for note in loaded.notes)
 
 
 @pytest.mark.parametrize(
