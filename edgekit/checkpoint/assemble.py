@@ -32,6 +32,7 @@ def fill(
     """
     from edgekit.checkpoint import qat
 
+    qat.demand_converted(module, path)
     expected = module.state_dict()
     state, notes = _strip(dict(tensors), set(expected))
     stored = state

@@ -36,6 +36,7 @@ def ready(module: Any, path: Path, dtype: str | None = None) -> Ready:
     if not isinstance(module, torch.nn.Module):
         raise BadInput(f"{path} holds a {type(module).__name__}, not a module.")
     notes = widen(module, path, dtype)
+    qat.demand_converted(module, path)
     module.train(False)
     for parameter in module.parameters():
         parameter.requires_grad_(False)

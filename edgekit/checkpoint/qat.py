@@ -7,6 +7,8 @@ a plain one with its BatchNorm folded (W * gamma / sqrt(var + eps), which is wha
 quantizes). The weights are set onto their grid once; quantizing them again changes nothing.
 
 Eager mode (torch.ao.quantization.prepare_qat) and FX mode (prepare_qat_fx) leave the same modules.
+PT2E (torchao's prepare_qat_pt2e) writes BatchNorm's share of the weights out as operators, which its
+own convert_pt2e takes back in: such a program is read once it is converted, as a .pt2.
 """
 
 from __future__ import annotations
@@ -164,6 +166,19 @@ def freeze(module: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
     if observers and not quantizers:
         notes.append(f"{len(observers)} observers left out")
     return module, tuple(notes)
+
+
+def demand_converted(module: Any, path: Path) -> None:
+    """Raises BadInput for a network that PT2E has prepared and not converted."""
+    base = _class("torchao.quantization.pt2e.fake_quantize", "FakeQuantizeBase")
+    if base is None or not any(isinstance(part, base) for part in module.modules()):
+        return
+    raise BadInput(
+        f"{path}: the network is a program of torch.export in the middle of its training, not one "
+        "that can be deployed.",
+        hint="Convert it and save the result: torch.export.save(torch.export.export("
+        "convert_pt2e(model), (x,)), 'm.pt2'), with convert_pt2e of torchao.quantization.pt2e.",
+    )
 
 
 def _has(module: Any, name: str) -> bool:

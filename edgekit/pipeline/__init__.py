@@ -16,6 +16,7 @@ from edgekit.pipeline.packing import Made, is_there, pack
 from edgekit.pipeline.request import ExportRequest, ExportResult
 from edgekit.pipeline.routes import steps_for
 from edgekit.pipeline.runner import StageRunner
+from edgekit.pipeline.steps import demand_images
 from edgekit.pipeline.verdict import budget_missed, decide
 from edgekit.types import Progress, StageReport, no_progress
 
@@ -39,6 +40,8 @@ def export(
         runner = StageRunner(cache, progress, note, fresh=request.fresh)
         steps = steps_for(request, runner, hashes)
         exported = steps.export()
+        if profile.is_int8 and not exported.value.holds_qdq:
+            demand_images(request)
         if exported.value.warning:
             note(f"Warning: {exported.value.warning}")
         simplified = steps.simplify(exported)
@@ -47,7 +50,7 @@ def export(
         calibration = quantized = None
         if profile.is_int8:
             calibration = steps.calibrate(exported, prepared)
-            if calibration.value.warning:
+            if calibration is not None and calibration.value.warning:
                 note(f"Warning: {calibration.value.warning}")
             quantized = steps.quantize(exported, prepared, calibration)
         built = steps.build(prepared, quantized)
@@ -115,11 +118,6 @@ def _demand_possible(request: ExportRequest) -> None:
     from edgekit.builders import demand_builder
 
     demand_builder(request.target)
-    if request.target.is_int8 and request.images is None:
-        raise UsageError(
-            f"The target {request.target.name} calibrates, and no calibration images were given.",
-            hint="Give a folder of a hundred or so typical images: --images DIR.",
-        )
     if request.ncnn_table is not None and not (
         request.target.is_int8 and request.target.runtime.name == "ncnn"
     ):

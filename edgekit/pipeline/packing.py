@@ -193,6 +193,8 @@ def _details(made: Made, key: str) -> dict[str, Any]:
 
 
 def _method(made: Made, asked: str) -> str:
+    if made.calibration is None:
+        return "none"  # every scale was there
     choice = made.quantized.value.choice if made.quantized else None
     return choice.method if choice is not None else asked
 
@@ -264,24 +266,26 @@ def _chain(steps: Steps, made: Made) -> tuple[ChainStep, ...]:
         )
         if plain.runtime != "onnxruntime":
             before = plain.sha256
-    if made.calibration is not None and made.quantized is not None:
-        statistics = made.calibration.value.sha256
+    statistics: tuple[str, ...] = ()
+    if made.calibration is not None:
+        statistics = (made.calibration.value.sha256,)
         chain.append(
             ChainStep(
                 name="calibrate",
                 input_sha256=(graph,),
-                output_sha256=(statistics,),
+                output_sha256=statistics,
                 options={"max_bad_share": request.max_bad_share},
                 versions=versions_of("onnxruntime", "numpy", "cv2"),
                 seconds=made.calibration.seconds,
                 cached=made.calibration.cached,
             )
         )
+    if made.quantized is not None:
         quantized = made.quantized.value
         chain.append(
             ChainStep(
                 name="quantize",
-                input_sha256=(before, statistics),
+                input_sha256=(before, *statistics),
                 output_sha256=(quantized.runnable.sha256,),
                 options=_quantize_options(made, request),
                 versions=versions_of("onnx", "onnx_ir", "numpy"),

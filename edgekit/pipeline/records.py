@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The export stage: the ONNX model, its contract, and what the checkpoint said of itself."""
+    """The export stage: the ONNX model, its contract, and what the checkpoint said of itself.
+
+    `holds_qdq`: the graph carries quantization of its own.
+    """
 
     model: OnnxModel
     contract: Preprocess
@@ -36,6 +39,7 @@ class Exported:
     parameters: int = 0
     parity: ParityReport | None = None
     notes: tuple[str, ...] = ()
+    holds_qdq: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

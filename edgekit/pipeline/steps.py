@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import checkpoint as checkpoints
-from edgekit import cpu
+from edgekit import cpu, onnx_file
 from edgekit.codec import to_record
+from edgekit.errors import UsageError
 from edgekit.filehash import FileHashes
 from edgekit.pipeline.inputs import CalibrationImages
 from edgekit.pipeline.records import (
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
 
 # raised when a stage's answer for the same content changes; part of its key
 VERSIONS = {
-    "export": 2,
+    "export": 3,
     "simplify": 2,
     "prepare": 3,
     "float_twin": 1,
     "convert": 1,
-    "calibrate": 3,
-    "quantize": 5,
+    "calibrate": 4,
+    "quantize": 6,
     "quantize_ncnn": 1,
     "build": 1,
     "evaluate": 2,
@@ -120,6 +121,7 @@ class Steps:
         return outcome
 
     def _export(self, folder: Path) -> Exported:
+        from edgekit.quantization import existing
         from edgekit.stages import contract, export
 
         request = self.request
@@ -158,6 +160,7 @@ class Steps:
             parameters=loaded.parameters,
             parity=done.parity,
             notes=notes,
+            holds_qdq=existing.holds_qdq(onnx_file.load(done.model.path)),
         )
 
     def simplify(self, exported: Outcome[Exported]) -> Outcome[StageOutput]:
@@ -255,10 +258,17 @@ class Steps:
 
     def calibrate(
         self, exported: Outcome[Exported], prepared: Outcome[StageOutput]
-    ) -> Outcome[Calibration]:
+    ) -> Outcome[Calibration] | None:
+        """Statistics of every tensor that lacks a scale; None when no layer needs any.
+
+        That is so where quantization-aware training, or another tool, has put scales everywhere.
+        Without images it is enough that the layers have theirs. Raises UsageError when they do not.
+        """
         from edgekit.stages.quantize import rules_of
 
         request = self.request
+        if prepared.value.holds_qdq and not self._must_calibrate(prepared.value.model):
+            return None
         rules = rules_of(self.profile)
         fields = self._fields(
             "calibrate",
@@ -309,16 +319,36 @@ class Steps:
         self.runner.report("calibrate", outcome, notes=tuple(notes))
         return outcome
 
+    def _must_calibrate(self, model: OnnxModel) -> bool:
+        """Whether a graph with quantization of its own lacks scales that have to be found."""
+        from edgekit.stages import quantize
+
+        if not quantize.needs_calibration(model, self.profile):
+            note = "every scale is there already: nothing to calibrate"
+        elif self.images.paths:
+            return True
+        else:
+            layers = quantize.uncalibrated_layers(model, self.profile)
+            if layers:
+                demand_images(self.request, f"{len(layers)} layers lack scales ({layers[0]}), and")
+            note = "no images: all layers have their scales, what lies between them stays float"
+        there = Outcome(value=None, key="calibrate-nothing", cached=False, seconds=0.0)
+        self.runner.report("calibrate", there, notes=(note,))
+        return False
+
     def quantize(
         self,
         exported: Outcome[Exported],
         prepared: Outcome[StageOutput],
-        calibration: Outcome[Calibration],
+        calibration: Outcome[Calibration] | None,
     ) -> Outcome[QuantizedRecord]:
         from edgekit.stages import quantize
 
         request = self.request
-        searches = request.method == AUTO
+        searches = request.method == AUTO and calibration is not None
+        collected = (
+            calibration.value if calibration else quantize.no_calibration(prepared.value.model)
+        )
         options = quantize.QuantizeOptions(keep_float=request.keep_float)
         fields = self._fields(
             "quantize",
@@ -328,7 +358,7 @@ class Steps:
             "numpy",
             search=request.search_seconds if searches else None,
             graph=prepared.value.model.sha256,
-            statistics=calibration.value.sha256,
+            statistics=collected.sha256,
             method=request.method,
             rules=to_record(quantize.rules_of(self.profile)),
             scheme=to_record(quantize.scheme_of(self.profile, options)),
@@ -342,10 +372,12 @@ class Steps:
             result = None
             if searches:
                 ranges, chosen, result = self._search(
-                    exported.value, prepared.value.model, calibration.value, options, key
+                    exported.value, prepared.value.model, collected, options, key
                 )
             else:
-                ranges = with_method(calibration.value, request.method, _symmetric(self.profile))
+                ranges = collected
+                if calibration is not None:
+                    ranges = with_method(collected, request.method, _symmetric(self.profile))
                 chosen = options
             done = quantize.run(
                 prepared.value.model,
@@ -355,6 +387,7 @@ class Steps:
                 folder / "model.onnx",
                 chosen,
             )
+            told = search_notes(result) if result else (ranges.method,)
             return QuantizedRecord(
                 model=done.model,
                 int8_mac_share=done.placement.int8_mac_share,
@@ -364,7 +397,7 @@ class Steps:
                 choice=result.best.choice if result else None,
                 trials=result.trials if result else (),
                 parity=done.parity,
-                notes=done.notes + (search_notes(result) if result else (request.method,)),
+                notes=done.notes + (told if calibration is not None else ()),
             )
 
         outcome = self.runner.run("quantize", fields, QuantizedRecord, work)
@@ -529,6 +562,16 @@ class Steps:
             notes.append(f"{value.speedup.ratio:.2f}x")
         self.runner.report("measure", outcome, notes=tuple(notes))
         return outcome
+
+
+def demand_images(request: ExportRequest, why: str = "") -> None:
+    """Raises UsageError, with `why` in it, when there are no calibration images."""
+    if request.images is None:
+        why = why or f"The target {request.target.name} calibrates, and"
+        raise UsageError(
+            f"{why} no calibration images were given.",
+            hint="Give a folder of a hundred or so typical images: --images DIR.",
+        )
 
 
 def _with_shape(request: ExportRequest) -> checkpoints.LoadOptions:

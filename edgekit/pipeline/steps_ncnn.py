@@ -73,10 +73,11 @@ class NcnnSteps(Steps):
         self,
         exported: Outcome[Exported],
         prepared: Outcome[StageOutput],
-        calibration: Outcome[Calibration],
+        calibration: Outcome[Calibration] | None,
     ) -> Outcome[QuantizedRecord]:
         request, rules = self.request, self.profile.quantize
-        assert rules is not None
+        # ncnn reads no QDQ, so the graphs that need no calibration never come this far
+        assert rules is not None and calibration is not None
         plain = self.float_model(exported, prepared)
         searches = request.method == AUTO
         fields = self._fields(

@@ -169,6 +169,51 @@ def store_integers(graph: Any) -> int:
     return count
 
 
+def to_unsigned(graph: Any) -> int:
+    """Turn int8 activations into uint8, zero point + 128; return how many scales were changed.
+
+    (q + 128) - (zero + 128) = q - zero, and both types saturate at the same real values, so every
+    dequantized value stays as it was, bit for bit. For runtimes whose integer kernels on x86 take
+    unsigned activations only. Integers that anything but a DequantizeLinear reads stay signed.
+    """
+    import onnx_ir as ir
+
+    count = 0
+    for node in list(graph):
+        if node.op_type != "QuantizeLinear" or _array(node.inputs[0]) is not None:
+            continue
+        result, params = node.outputs[0], params_of(node)
+        readers = [use.node for use in result.uses()]
+        if (
+            params is None
+            or params.axis is not None
+            or params.zero_point.dtype != np.int8
+            or result.is_graph_output()
+            or any(name in node.attributes for name in ("output_dtype", "block_size"))
+            or not all(r.op_type == "DequantizeLinear" and _same_grid(r, params) for r in readers)
+        ):
+            continue
+        array = np.asarray(params.zero_point.astype(np.int16) + 128, dtype=np.uint8)
+        name = f"{result.name}.unsigned_zero_point"
+        zero = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        zero.shape, zero.type = zero.const_value.shape, ir.TensorType(zero.const_value.dtype)
+        graph.initializers[name] = zero
+        for user in (node, *readers):
+            user.replace_input_with(2, zero)
+        result.type = ir.TensorType(ir.DataType.UINT8)
+        count += 1
+    return count
+
+
+def _same_grid(dequantize: Any, params: QuantParams) -> bool:
+    found = params_of(dequantize)
+    return (
+        found is not None
+        and found.zero_point.dtype == params.zero_point.dtype
+        and bool(found.zero_point == params.zero_point and found.scale == params.scale)
+    )
+
+
 def signature(model: onnx.ModelProto) -> frozenset[tuple[str, bytes, str, bytes]]:
     """Every (kind, scale bytes, zero point type, zero point bytes) that the main graph quantizes with.
 
@@ -192,6 +237,11 @@ def signature(model: onnx.ModelProto) -> frozenset[tuple[str, bytes, str, bytes]
         zero = params.zero_point
         found.add((kind, params.scale.tobytes(), str(zero.dtype), zero.tobytes()))
     return frozenset(found)
+
+
+def holds_qdq(model: onnx.ModelProto) -> bool:
+    """Whether the graph carries quantization of its own in the form that is kept."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def rounds(model: onnx.ModelProto) -> bool:

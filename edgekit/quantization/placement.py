@@ -301,7 +301,8 @@ def observed(model: Any, rules: Rules) -> tuple[str, ...]:
     """Names of all tensors that may need a range under any choice of float nodes; graph order.
 
     What an operator moves needs no range of its own, and what no compute node lies behind is never
-    carried in integers: leaving both out nearly halves the cost of calibrating a detector.
+    carried in integers: leaving both out nearly halves the cost of calibrating a detector. Nor does
+    what the graph quantizes already, or hands to a quantizer through operators that only move values.
     """
     graph = model.graph
     names: dict[str, None] = {}
@@ -310,7 +311,7 @@ def observed(model: Any, rules: Rules) -> tuple[str, ...]:
     def add(value: Any) -> None:
         if value is not None and not is_constant(value) and _is_float(value):
             source = _range_source(value)
-            if source.name and not existing.is_settled(value) and not existing.is_settled(source):
+            if source.name and not any(map(_is_settled_behind, (value, source))):
                 names.setdefault(source.name)
 
     for node in graph:
@@ -318,11 +319,34 @@ def observed(model: Any, rules: Rules) -> tuple[str, ...]:
             add(node.inputs[0])
             add(fused_output(node, rules))
         elif node.op_type in rules.follow and behind[node]:
+            if _is_fused_and_settled(node, rules):
+                continue
             for value in _data_inputs(node):
                 add(value)
             for value in results(node, rules):
                 add(value)
     return tuple(names)
+
+
+def _is_settled_behind(value: Any) -> bool:
+    """Whether `value`, or all that moving operators make of it, has a quantizer."""
+    if existing.is_settled(value):
+        return True
+    readers = [use.node for use in value.uses()]
+    return bool(readers) and all(
+        shares_scale(reader) and all(_is_settled_behind(made) for made in reader.outputs)
+        for reader in readers
+    )
+
+
+def _is_fused_and_settled(node: Any, rules: Rules) -> bool:
+    """Whether `node` is an activation inside of a quantized layer: nobody sees the value before it."""
+    maker = node.inputs[0].producer() if node.op_type in FUSED_ACTIVATIONS else None
+    return (
+        maker is not None
+        and results(maker, rules) == [node.outputs[0]]
+        and existing.is_settled(node.outputs[0])
+    )
 
 
 def place(

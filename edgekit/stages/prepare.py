@@ -109,8 +109,9 @@ def run(
         blocks_of=prepared.path,
         head=model.metadata.get(onnx_file.HEAD_KEY),
     )
-    holds_qdq = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
-    return StageOutput(model=prepared, parity=parity, notes=notes, holds_qdq=holds_qdq)
+    return StageOutput(
+        model=prepared, parity=parity, notes=notes, holds_qdq=existing.holds_qdq(proto)
+    )
 
 
 def float_twin(model: OnnxModel, out: Path) -> OnnxModel:

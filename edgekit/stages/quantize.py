@@ -12,7 +12,7 @@ from edgekit.errors import BadInput, NotPossible
 from edgekit.quantization import assemble, existing
 from edgekit.quantization.bias_correction import input_channels
 from edgekit.quantization.forms import FOLLOWED, take
-from edgekit.quantization.placement import Placement, Rules, observed
+from edgekit.quantization.placement import Placement, Rules, compute_nodes, observed
 from edgekit.quantization.scheme import Scheme
 from edgekit.stages.divergence import checked_parity
 from edgekit.stages.parity import INT8_LIMITS, ParityLimits
@@ -87,7 +87,10 @@ def scheme_of(profile: TargetProfile, options: QuantizeOptions) -> Scheme:
 
 
 def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...]:
-    """Names of the tensors whose statistics this profile's placement may need."""
+    """Names of the tensors whose statistics this profile's placement may need.
+
+    Raises NotPossible where nothing can be INT8.
+    """
     import onnx_ir as ir
 
     ir_model = ir.load(str(model.path))
@@ -111,6 +114,35 @@ def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...
     return names
 
 
+def needs_calibration(model: OnnxModel, profile: TargetProfile) -> bool:
+    """Whether any tensor lacks the scale that this profile may want; False for a graph full of them."""
+    import onnx_ir as ir
+
+    loaded, rules = ir.load(str(model.path)), rules_of(profile)
+    if not any(existing.is_quantized(node) for node in loaded.graph):
+        return True
+    take(loaded, rules.forms)
+    return bool(observed(loaded, rules))
+
+
+def uncalibrated_layers(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...]:
+    """Names of the layers that would stay float for want of a calibration."""
+    import onnx_ir as ir
+
+    graph, rules = ir.load(str(model.path)), rules_of(profile)
+    existing.share(graph.graph, rules.operators)
+    with_nothing = assemble.placed(graph, rules, {})
+    chosen, _ = compute_nodes(graph.graph, rules, (), with_nothing.macs)
+    return tuple(node.name for node in chosen if node.name in with_nothing.floats)
+
+
+def no_calibration(model: OnnxModel) -> Calibration:
+    """What stands for the calibration of `model` where nothing has to be calibrated."""
+    return Calibration(
+        path=Path(), sha256="", graph_sha256=model.sha256, method="none", ranges={}, images=0
+    )
+
+
 def observed_channels(model: OnnxModel, profile: TargetProfile) -> dict[str, int]:
     """Tensor → channel axis of the inputs whose channel means bias correction needs."""
     import onnx_ir as ir
@@ -128,7 +160,7 @@ def channel_means(statistics: Statistics) -> dict[str, NDArray[Any]]:
 
 
 def _means(calibration: Calibration, options: QuantizeOptions) -> dict[str, NDArray[Any]]:
-    if not options.bias_correction:
+    if not options.bias_correction or not calibration.ranges:
         return {}
     from edgekit.calibration import store
 
@@ -193,6 +225,8 @@ def run(
         )
     if kept and not scheme.explicit_weights:
         existing.store_integers(graph.graph)
+    if kept and scheme.activation_type == "uint8" and profile.runtime.name == "onnxruntime":
+        existing.to_unsigned(graph.graph)
     proto = ir.to_proto(graph)
     onnx_file.set_metadata(proto, model.metadata)
     onnx.checker.check_model(proto)
