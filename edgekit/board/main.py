@@ -177,6 +177,19 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--dla", type=_number(int, 0), metavar="CORE", help="DLA core")
     build.add_argument("--force", action="store_true", help="build again what is there")
     build.add_argument("--show-trtexec", action="store_true", help="the same as a trtexec command")
+    bench = command("bench", "measure latency, alone or against another bundle")
+    running(bench, 600.0)
+    bench.add_argument("--against", type=Path, metavar="OTHER", help="a bundle to take turns with")
+    bench.add_argument("--runs", type=positive, metavar="N", help="timed runs")
+    bench.add_argument("--seconds", type=seconds, metavar="S", help="stop after so long")
+    bench.add_argument("--warmup", type=_number(int, 0), default=10, metavar="N")
+    bench.add_argument("--precision", type=share, default=0.02, metavar="SHARE", help="2%%")
+    bench.add_argument("--max-seconds", type=seconds, metavar="S", help="when it is not reached")
+    bench.add_argument("--cooldown", type=_number(float, 0), default=0.0, metavar="S")
+    bench.add_argument("--affinity", type=cpu_list, default=(), metavar="CPUS", help="0,1 or 0-3")
+    bench.add_argument("--input", type=Path, metavar="FILE", help="a tensor, .npy")
+    bench.add_argument("--tolerance", type=share, default=0.03, metavar="SHARE", help="3%%")
+    bench.add_argument("--samples", action="store_true", help="every run's time in the answer")
     run = command("run", "run the model once")
     running(run, 600.0)
     what = run.add_mutually_exclusive_group(required=True)
@@ -217,6 +230,28 @@ def _build(parsed: argparse.Namespace) -> dict[str, Any]:
     return build(parsed.bundle, options, _progress(parsed), parsed.quiet)
 
 
+def _bench(parsed: argparse.Namespace) -> dict[str, Any]:
+    from edgekit.board.bench import BenchOptions, bench
+
+    options = BenchOptions(
+        against=parsed.against,
+        runtime=parsed.runtime,
+        session=_session_options(parsed),
+        runs=parsed.runs,
+        seconds=parsed.seconds,
+        warmup=parsed.warmup,
+        precision=parsed.precision,
+        max_seconds=parsed.max_seconds,
+        cooldown_s=parsed.cooldown,
+        affinity=parsed.affinity,
+        input=parsed.input,
+        tolerance=parsed.tolerance,
+        timeout_s=parsed.timeout,
+        samples=parsed.samples,
+    )
+    return bench(parsed.bundle, options, _progress(parsed))
+
+
 def _run(parsed: argparse.Namespace) -> dict[str, Any]:
     from edgekit.board.run import RunOptions, run
 
@@ -241,6 +276,7 @@ def _info(parsed: argparse.Namespace) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "verify": _verify,
     "build": _build,
+    "bench": _bench,
     "run": _run,
     "info": _info,
 }

@@ -73,7 +73,9 @@ def run(folder: Path, options: RunOptions, progress: Progress) -> dict[str, Any]
             outputs.append(value)
     return {
         "bundle": manifest.name,
-        "runtime": {"name": driver, "precision": model.precision, **facts},
+        "runtime": driver,
+        "runtime_facts": facts,
+        "model_precision": model.precision,
         "input": str(source),
         "outputs": outputs,
     }

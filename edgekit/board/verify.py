@@ -103,7 +103,8 @@ def _answer(
     return {
         "bundle": manifest.name if manifest else folder.name,
         "ok": all(check.ok for check in checks),
-        "runtime": runtime,
+        "unchecked": [check.name for check in checks if check.skipped],
+        **(runtime or {"runtime": None, "runtime_facts": None, "model_precision": None}),
         "checks": [asdict(check) for check in checks],
     }
 
@@ -237,9 +238,8 @@ def _golden_outputs(
         comparison, facts = _reproduce(manifest, driver, options)
     except DeviceError as error:
         return Check(name, False, error.message), None
-    facts = {"name": driver, "precision": model.precision, **facts}
     check = _judge(manifest, model, name, comparison, facts)
-    return check, facts
+    return check, {"runtime": driver, "runtime_facts": facts, "model_precision": model.precision}
 
 
 def _reproduce(

@@ -8,6 +8,7 @@ of both models made close together in time.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -88,7 +89,11 @@ def speed_up(
     ratio = statistics.median(_flat(other_ms)) / statistics.median(_flat(this_ms))
     if blocks == 1:
         return SpeedUp(ratio=ratio, low=0.0, high=math.inf)
-    draws = np.random.default_rng(seed).integers(0, blocks, size=(resamples, blocks))
+    # the standard library's generator, so that a board without numpy draws the same blocks
+    generator = random.Random(seed)
+    draws = np.array(
+        [int(generator.random() * blocks) for _ in range(resamples * blocks)], dtype=np.int64
+    ).reshape(resamples, blocks)
     counts = np.zeros((resamples, blocks), dtype=np.int64)
     np.add.at(counts, (np.arange(resamples)[:, None], draws), 1)
     ratios = np.sort(_medians(other_ms, counts) / _medians(this_ms, counts))
