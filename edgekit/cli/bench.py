@@ -10,6 +10,7 @@ import click
 
 from edgekit.cli.checkpoint_options import checkpoint_options, load_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
+from edgekit.cli.device_options import device_choice, device_options, given, refuse_here_only
 from edgekit.cli.model_options import runtime_option, size_of
 from edgekit.errors import LatencyBudgetMissed, UsageError
 
@@ -53,6 +54,7 @@ Examples:
   edgekit bench model.onnx --threads 4
   edgekit bench best.pt --against best-x86-int8/        # PyTorch against the bundle
   edgekit bench best-x86-int8/ --max-p99-ms 25          # exit code 7 when it is slower
+  edgekit bench best-arm64-int8/ --device ssh://pi@raspberrypi.local
   edgekit bench int8.onnx --against float.onnx --json   # against.ratio above 1: int8 is faster
 """
 )
@@ -100,7 +102,18 @@ Examples:
     help="Seconds to wait for one run.",
 )
 @click.option("--imgsz", metavar="N|HxW", help="Input size, where the model leaves it open.")
+@click.option(
+    "--precision",
+    metavar="P%",
+    help="On a device: measure until the median is known this well. [default: there, 2%]",
+)
+@click.option(
+    "--cooldown",
+    type=click.FloatRange(min=0),
+    help="On a device: seconds to rest before the runs.",
+)
 @runtime_option
+@device_options
 @checkpoint_options
 @json_option
 def command(
@@ -117,15 +130,50 @@ def command(
     max_p99_ms: float | None,
     timeout_s: float,
     imgsz: str | None,
+    precision: str | None,
+    cooldown: float | None,
     as_json: bool,
     **arguments: Any,
 ) -> int:
-    """Measure latency on this machine; gate on it; compare two models.
+    """Measure latency, here or on a device; gate on it; compare two models.
 
     The model runs in a process of its own, warmed up first. Times are of one call of the runtime,
     from input arrays to output arrays. With --against, the two take turns, and the ratio of their
     medians comes with its 95 % interval.
     """
+    context = click.get_current_context()
+    choice = device_choice(arguments)
+    if choice.devices:
+        from edgekit.cli.device_bench import bench_on_devices
+
+        refuse_here_only(
+            context,
+            ("batch", "inputs", "imgsz", "arch", "arch_args", "code", "trust", "weights"),
+        )
+        values = {
+            "runs": runs,
+            "seconds": seconds,
+            "warmup": given(context, "warmup"),
+            "threads": given(context, "threads"),
+            "affinity": affinity,
+            "timeout_s": given(context, "timeout_s"),
+            "precision": precision,
+            "cooldown": cooldown,
+            "runtime": arguments["runtime"],
+        }
+        return bench_on_devices(
+            choice,
+            model,
+            against,
+            values,
+            max_p50_ms=max_p50_ms,
+            max_p99_ms=max_p99_ms,
+            as_json=as_json,
+        )
+    if precision is not None or cooldown is not None:
+        raise UsageError(
+            "--precision and --cooldown go with --device.", hint="--device local measures here."
+        )
     from edgekit.stages.measure import MeasureOptions, measure, measure_against
 
     options = MeasureOptions(

@@ -10,6 +10,17 @@ import click
 from edgekit.cli.checkpoint_options import checkpoint_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress
 from edgekit.cli.contract import contract_overrides, preprocess_options
+from edgekit.cli.device_options import (
+    DEVICE_PARAMETERS,
+    DeviceChoice,
+    answers_json,
+    device_choice,
+    device_options,
+    do_on_devices,
+    refuse_here_only,
+    show_checks,
+    show_errors,
+)
 from edgekit.errors import BadInput, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Images to use."
 )
 @click.option("--imgsz", metavar="N|HxW", help="Input size, where two models leave it open.")
+@device_options
 @checkpoint_options
 @preprocess_options
 @json_option
@@ -49,9 +61,14 @@ def command(
     \b
     Example:
       edgekit verify yolov5n-x86-int8/
+      edgekit verify yolov5n-x86-int8/ --device ssh://me@board
       edgekit verify simplified.onnx exported.onnx --images photos/
       edgekit verify exported.onnx best.pt --images photos/
     """
+    context = click.get_current_context()
+    choice = device_choice(arguments)
+    if choice.devices:
+        return _on_devices(context, choice, path, reference, as_json)
     overrides = contract_overrides(arguments)
     if reference is not None and not (_is_onnx(path) and _is_onnx(reference)):
         checks = _any_two(path, reference, images, limit, overrides, imgsz, arguments, as_json)
@@ -73,6 +90,29 @@ def command(
             + (f" and {len(failed) - 4} more." if failed[4:] else ".")
         )
     return 0 if ok else VerificationFailed.exit_code
+
+
+def _on_devices(
+    context: click.Context,
+    choice: DeviceChoice,
+    path: Path,
+    reference: Path | None,
+    as_json: bool,
+) -> int:
+    """Every check of the device program, on every device; the exit code is the worst of all."""
+    from edgekit.stages.device import worst
+
+    if reference is not None:
+        raise UsageError("A device checks one bundle; two models are compared here.")
+    others = [name for name in context.params if name not in ("path", "reference", "as_json")]
+    refuse_here_only(context, [name for name in others if name not in DEVICE_PARAMETERS])
+    answers = do_on_devices(choice, "verify", path, quiet=as_json)
+    if as_json:
+        emit(answers_json(answers))
+        return worst(answers)
+    show_checks(answers)
+    show_errors(answers)
+    return worst(answers)
 
 
 def _is_onnx(path: Path) -> bool:

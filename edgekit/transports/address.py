@@ -1,4 +1,4 @@
-"""Where a board is: `local`, `ssh://[user@]host[:port][/folder]`, `adb://[serial]`."""
+"""Where a board is: `local[:///folder]`, `ssh://[user@]host[:port][/folder]`, `adb://[serial]`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def parse_address(text: str) -> Address:
     if text == "local":
         return Address(kind="local")
     scheme, separator, rest = text.partition("://")
+    if scheme == "local" and rest.startswith("/"):
+        return Address(kind="local", folder=_folder(rest))
     if not separator or scheme not in ("ssh", "adb"):
         raise UsageError(f"{text!r} is not the address of a device.", hint=_HINT)
     if scheme == "adb":

@@ -74,6 +74,11 @@ class Facts:
     free_bytes: int
 
 
+def printable(text: str) -> str:
+    """`text` from a board without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
 def new_run_name() -> str:
     """A name that no other run has."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
@@ -162,9 +167,12 @@ class Board:
         assert self.facts is not None
         return self.facts
 
-    def send(self, files: Sequence[BoardFile]) -> str:
-        """Make the bundle of `files` on the board; only what is not there is sent. Returns its key."""
-        key = bundle_key(files)
+    def send(self, files: Sequence[BoardFile], key: str | None = None) -> str:
+        """Put `files` into a folder on the board; only what is not there is sent.
+
+        Returns the folder's name there, by default that of the bundle.
+        """
+        key = key or bundle_key(files)
         objects = {item.sha256: item for item in files}
         asked = [[item.sha256, item.size_bytes] for item in objects.values()]
         placed = [[item.path, item.sha256] for item in files]
@@ -239,14 +247,15 @@ class Board:
         Its folder on the board is removed then, unless `keep`.
         """
         self._run = None if keep else run
-        started = time.monotonic()
         while True:
             wait_s = max(0.1, min(_POLL_S, self.left_s, self.device.silence_s / 2))
             state = self._again(partial(Channel.ask, op="poll", run=run, wait_s=wait_s))
             if state["state"] in ("done", "lost"):
                 break
-            doing = "waiting for its turn" if state["state"] == "waiting" else "running"
-            self._progress(0, 0, f"{self.device.name}: {doing}, {time.monotonic() - started:.0f} s")
+            doing = "waiting for its turn"
+            if state["state"] == "running":
+                doing = printable(state.get("said", "")).strip()[:80] or "running"
+            self._progress(0, 0, f"{self.device.name}: {doing}")
         outcome = Outcome(
             run=run,
             exit_code=state["exit"] if state.get("exit") is not None else -1,
@@ -396,4 +405,5 @@ __all__ = [
     "bundle_files",
     "bundle_key",
     "new_run_name",
+    "printable",
 ]

@@ -63,7 +63,13 @@ class Run:
         for name in ("stdout", "stderr"):
             path = self.at(name)
             state[name] = os.path.getsize(path) if os.path.isfile(path) else 0
+        state["said"] = self.last_line("stderr", state["stderr"])
         return state
+
+    def last_line(self, name: str, size: int) -> str:
+        """The last line of an output, at most 200 bytes of it: how far the program is."""
+        lines = self.read(name, max(0, size - 200), 200).decode("utf-8", "replace").splitlines()
+        return lines[-1] if lines else ""
 
     def start(self, request: dict[str, Any], program: str) -> dict[str, Any]:
         """Start the run, once: asked again, it answers what has become of it."""
