@@ -4,7 +4,8 @@
                   dtype
     [export]      target, images, out, data, split, imgsz, input_shape, method, dynamic, limit
     [preprocess]  any field of the preprocessing contract
-    [budget]      max_drop (points), max_p99_ms, max_p50_ms
+    [budget]      max_drop (points), max_p99_ms, max_p50_ms; for `edgekit check` also max_size_mb,
+                  max_joules, max_rss_mb, max_regression ("3%")
 
 Paths are relative to the file's folder. Flags on the command line go over it. Trust in a pickle is
 never taken from a file that came with it: that is the flag --trust-checkpoint alone.
@@ -51,11 +52,18 @@ class ExportSection:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSection:
-    """`max_drop` in points of the metric (1 point = 0.01); latencies in ms."""
+    """`max_drop` in points of the metric (1 point = 0.01); latencies in ms.
+
+    Those below `max_p50_ms` are for `edgekit check` alone; `max_regression` is a share such as "3%".
+    """
 
     max_drop: float | None = field(default=None, metadata={"minimum": 0.0})
     max_p99_ms: float | None = field(default=None, metadata={"above": 0.0})
     max_p50_ms: float | None = field(default=None, metadata={"above": 0.0})
+    max_size_mb: float | None = field(default=None, metadata={"above": 0.0})
+    max_joules: float | None = field(default=None, metadata={"above": 0.0})
+    max_rss_mb: float | None = field(default=None, metadata={"above": 0.0})
+    max_regression: str = ""
 
 
 _SECTIONS: dict[str, type[Any]] = {

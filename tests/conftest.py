@@ -37,8 +37,9 @@ def assets() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has a stage cache of its own, so that none is answered from another's work."""
+    """Each test has a stage cache and a history of its own, and none is answered from another's."""
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "edgekit-cache"))
+    monkeypatch.setenv("EDGEKIT_HISTORY", str(tmp_path / "edgekit-history.sqlite"))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -11,6 +11,7 @@ import click
 from edgekit.cli.checkpoint_options import checkpoint_options, load_options
 from edgekit.cli.console import emit, json_option, note, print_table, progress, warn
 from edgekit.cli.device_options import device_choice, device_options, given, refuse_here_only
+from edgekit.cli.history_options import history_option, remember_report
 from edgekit.cli.model_options import runtime_option, size_of
 from edgekit.errors import LatencyBudgetMissed, UsageError
 
@@ -115,6 +116,7 @@ Examples:
 @runtime_option
 @device_options
 @checkpoint_options
+@history_option
 @json_option
 def command(
     model: Path,
@@ -132,6 +134,7 @@ def command(
     imgsz: str | None,
     precision: str | None,
     cooldown: float | None,
+    no_history: bool,
     as_json: bool,
     **arguments: Any,
 ) -> int:
@@ -168,6 +171,7 @@ def command(
             values,
             max_p50_ms=max_p50_ms,
             max_p99_ms=max_p99_ms,
+            history=not no_history,
             as_json=as_json,
         )
     if precision is not None or cooldown is not None:
@@ -196,6 +200,8 @@ def command(
         other = resolve(against, inputs, load, size)
         with progress(quiet=as_json) as report_progress:
             report, other_report, ratio = measure_against(this, other, options, report_progress)
+    if not no_history:
+        _remember(model, report)
     missed = _missed(report, max_p50_ms, max_p99_ms)
     if as_json:
         answer = report_json(report)
@@ -220,6 +226,14 @@ def command(
     if missed is not None:
         raise missed
     return 0
+
+
+def _remember(path: Path, report: LatencyReport) -> None:
+    """Bundles have a history; a file without a manifest has no name to follow."""
+    from edgekit.bundle import is_bundle
+
+    if is_bundle(path):
+        remember_report(path, report_json(report))
 
 
 def resolve(

@@ -13,6 +13,7 @@ from edgekit.cli.device_options import (
     do_on_devices,
     show_errors,
 )
+from edgekit.cli.history_options import remember
 from edgekit.errors import LatencyBudgetMissed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def bench_on_devices(
     *,
     max_p50_ms: float | None,
     max_p99_ms: float | None,
+    history: bool,
     as_json: bool,
 ) -> int:
     """Measure on every device, show one table; the exit code is the worst of all."""
@@ -62,6 +64,8 @@ def bench_on_devices(
     answers = do_on_devices(
         choice, "bench", bundle, bench_words(values), against=against, quiet=as_json
     )
+    if history:
+        remember(bundle, answers)
     answers = [_gated(answer, max_p50_ms, max_p99_ms) for answer in answers]
     if as_json:
         emit(answers_json(answers))

@@ -272,6 +272,28 @@ def pareto(
     return chart(height, label, parts, "pareto"), across, upright
 
 
+def over_time(
+    points: Sequence[tuple[float, float]],
+    upright: Scale,
+    label: str,
+    *,
+    marks: Sequence[bool],
+    height: int,
+) -> Markup:
+    """Values by time, joined by a line: `points` are (place 0 to 1, value); marked ones are filled."""
+    parts = []
+    for tick in upright.ticks():
+        level = f"{height * (1 - upright.place(tick)):.1f}"
+        parts.append(_tag("line", class_="grid", x1=0, x2="100%", y1=level, y2=level))
+    at = [(_percent(x), f"{height * (1 - upright.place(y)):.1f}") for x, y in points]
+    for (x1, y1), (x2, y2) in itertools.pairwise(at):
+        parts.append(_tag("line", class_="frontier", x1=x1, x2=x2, y1=y1, y2=y2))
+    for (x, y), (_, value), marked in zip(at, points, marks, strict=True):
+        shape = _tag("circle", class_=f"bubble {'int8' if marked else 'float'}", cx=x, cy=y, r=5)
+        parts.append(shape.replace("/>", f"><title>{value:.4g}</title></circle>"))
+    return chart(height, label, parts, "pareto")
+
+
 # width in pixels that labels are placed for: about that of a desk screen
 _WIDE = 900.0
 _LETTER = 6.8
