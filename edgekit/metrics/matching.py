@@ -11,7 +11,7 @@ millisecond a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +57,13 @@ def _with_sides(boxes: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _match_class(
-    found: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]
+    overlap: NDArray[np.float64], crowd: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(hit, ignored) bool [T, D] for one image and class; detections by falling score."""
-    hit = np.zeros((len(IOU_THRESHOLDS), len(found)), dtype=np.bool_)
+    """(hit, ignored) bool [T, D] for one image and class, from IoU [D, G]; falling score."""
+    hit = np.zeros((len(IOU_THRESHOLDS), len(overlap)), dtype=np.bool_)
     ignored = np.zeros_like(hit)
-    order = np.argsort(crowd, kind="stable")
-    truth, crowd = truth[order], crowd[order]
+    overlap = overlap[:, np.argsort(crowd, kind="stable")]
     real = int((~crowd).sum())
-    overlap = _overlaps(found, truth, crowd)
     needed = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
     free = np.ones((len(needed), real), dtype=np.bool_)
     for index in np.flatnonzero(overlap.max(axis=1) >= needed[0, 0]):
@@ -88,52 +86,84 @@ def _running(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[0.0], np.cumsum(values)])
 
 
-def match(results: Iterable[tuple[Detections, Truth]], num_classes: int) -> Matches:
-    """Match every image's detections (best first) with its truth, class by class."""
-    image_of: list[NDArray[np.int64]] = []
-    class_of: list[NDArray[np.int64]] = []
-    scores: list[NDArray[np.float64]] = []
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageMatch:
+    """The matching of one image: its counted detections, class by class, and its real objects.
+
+    number (class), score [D], hit and ignored bool [T, D]; object_number [G]. `floor` maps each
+    class to the lowest score of a detection that lies on an object or a crowd region at all.
+    """
+
+    number: NDArray[np.int64]
+    score: NDArray[np.float64]
+    hit: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    object_number: NDArray[np.int64]
+    floor: dict[int, float]
+
+
+def match_image(found: Detections, truth: Truth) -> ImageMatch:
+    """Match one image's detections (best first) with its truth, class by class."""
+    counted: list[NDArray[np.int64]] = []
     hits: list[NDArray[np.bool_]] = []
     ignored: list[NDArray[np.bool_]] = []
-    object_image: list[NDArray[np.int64]] = []
-    object_class: list[NDArray[np.int64]] = []
-    count = 0
-    for image, (found, truth) in enumerate(results):
-        count += 1
-        real = truth.classes[~truth.crowd]
-        object_image.append(np.full(len(real), image))
-        object_class.append(real)
-        boxes, objects = _with_sides(found.boxes), _with_sides(truth.boxes)
-        for number in np.unique(found.classes):
-            mine = np.flatnonzero(found.classes == number)[:MAX_PER_CLASS]
-            there = truth.classes == number
-            if there.any():
-                hit, skip = _match_class(boxes[mine], objects[there], truth.crowd[there])
-            else:
-                hit = skip = np.zeros((len(IOU_THRESHOLDS), len(mine)), dtype=np.bool_)
-            image_of.append(np.full(len(mine), image))
-            class_of.append(np.full(len(mine), number))
-            scores.append(found.scores[mine].astype(np.float64))
-            hits.append(hit)
-            ignored.append(skip)
+    floor: dict[int, float] = {}
+    boxes, objects = _with_sides(found.boxes), _with_sides(truth.boxes)
+    for number in np.unique(found.classes).tolist():
+        mine = np.flatnonzero(found.classes == number)[:MAX_PER_CLASS]
+        there = truth.classes == number
+        hit = skip = np.zeros((len(IOU_THRESHOLDS), len(mine)), dtype=np.bool_)
+        if there.any():
+            overlap = _overlaps(boxes[mine], objects[there], truth.crowd[there])
+            hit, skip = _match_class(overlap, truth.crowd[there])
+            # the library divides in its own order, so the bound is taken a little lower
+            near = np.flatnonzero(overlap.max(axis=1) >= IOU_THRESHOLDS[0] - 1e-6)
+            if len(near):
+                floor[number] = float(found.scores[mine[near]].min())
+        counted.append(mine)
+        hits.append(hit)
+        ignored.append(skip)
+    order = np.concatenate([np.zeros(0, dtype=np.int64), *counted])
+    nothing = np.zeros((len(IOU_THRESHOLDS), 0), dtype=np.bool_)
+    return ImageMatch(
+        number=found.classes[order].astype(np.int64),
+        score=found.scores[order].astype(np.float64),
+        hit=np.concatenate([nothing, *hits], axis=1),
+        ignored=np.concatenate([nothing, *ignored], axis=1),
+        object_number=truth.classes[~truth.crowd].astype(np.int64),
+        floor=floor,
+    )
 
-    def joined(parts: list[Any], dtype: Any, axis: int = 0) -> Any:
-        if parts:
-            return np.concatenate(parts, axis=axis).astype(dtype)
+
+def match(results: Iterable[tuple[Detections, Truth]], num_classes: int) -> Matches:
+    """Match every image's detections (best first) with its truth, class by class."""
+    return join([match_image(found, truth) for found, truth in results], num_classes)
+
+
+def join(parts: Sequence[ImageMatch], num_classes: int) -> Matches:
+    """The matches of all images, in their order."""
+
+    def joined(arrays: list[Any], dtype: Any, axis: int = 0) -> Any:
+        if arrays:
+            return np.concatenate(arrays, axis=axis).astype(dtype)
         return np.zeros((len(IOU_THRESHOLDS), 0) if axis else 0, dtype=dtype)
 
-    score, number = joined(scores, np.float64), joined(class_of, np.int64)
+    def images(lengths: list[int]) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(parts), dtype=np.int64), lengths)
+
+    score = joined([part.score for part in parts], np.float64)
+    number = joined([part.number for part in parts], np.int64)
     order = np.lexsort((-score, number))
     return Matches(
-        images=count,
+        images=len(parts),
         num_classes=num_classes,
-        image=joined(image_of, np.int64)[order],
+        image=images([len(part.number) for part in parts])[order],
         number=number[order],
         score=score[order],
-        hit=joined(hits, np.bool_, 1)[:, order],
-        ignored=joined(ignored, np.bool_, 1)[:, order],
-        object_image=joined(object_image, np.int64),
-        object_number=joined(object_class, np.int64),
+        hit=joined([part.hit for part in parts], np.bool_, 1)[:, order],
+        ignored=joined([part.ignored for part in parts], np.bool_, 1)[:, order],
+        object_image=images([len(part.object_number) for part in parts]),
+        object_number=joined([part.object_number for part in parts], np.int64),
     )
 
 

@@ -8,6 +8,7 @@ inference. All queues are bounded: memory does not grow with the number of image
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -145,17 +146,22 @@ def measure(
     results: list[ImageResult] = []
     ranked: list[NDArray[np.int64]] = []
     labels: list[int] = []
-    for prediction in predictor.run(progress):
-        if see is not None:
-            see(prediction, predictor.names)
-        counted.append(prediction.sample.name)
-        if prediction.detections is not None and prediction.truth is not None:
-            results.append(ImageResult(found=prediction.detections, truth=prediction.truth))
-        elif prediction.classification is not None and prediction.label is not None:
-            ranked.append(prediction.classification.ranked(5))
-            labels.append(prediction.label)
-        else:
-            raise BadInput(f"{prediction.sample.name} has no label for the task {dataset.task}.")
+    with ThreadPoolExecutor(1, thread_name_prefix="edgekit-match") as matcher:
+        for prediction in predictor.run(progress):
+            if see is not None:
+                see(prediction, predictor.names)
+            counted.append(prediction.sample.name)
+            if prediction.detections is not None and prediction.truth is not None:
+                result = ImageResult(found=prediction.detections, truth=prediction.truth)
+                matcher.submit(getattr, result, "match")  # beside the model's next run
+                results.append(result)
+            elif prediction.classification is not None and prediction.label is not None:
+                ranked.append(prediction.classification.ranked(5))
+                labels.append(prediction.label)
+            else:
+                raise BadInput(
+                    f"{prediction.sample.name} has no label for the task {dataset.task}."
+                )
     figures: DetectionFigures | ClassificationFigures
     settings: dict[str, Any] = {"head": predictor.match.head.name, "split": dataset.split}
     notes = [*predictor.dataset.notes, *predictor.notes]
