@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from edgekit.cli.console import console, emit, json_option, progress, warn
 from edgekit.cli.contract import contract_overrides, preprocess_options
 from edgekit.cli.ranges import parse_overrides
 from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.preprocess import Preprocess
 
 EPILOG = """\b
 Examples:
@@ -61,6 +64,25 @@ Examples:
     help="Take what rounding the weights adds to the mean outputs off the biases.",
 )
 @click.option(
+    "--full-bias-correction",
+    is_flag=True,
+    help="Correct the biases layer by layer, by what the quantized network computes on --images.",
+)
+@click.option(
+    "--weight-range",
+    type=click.Choice(["absmax", "mse"]),
+    default="absmax",
+    show_default=True,
+    help="Weight scales by the largest weight, or by the least squared error.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "adaround", "gptq"]),
+    default="nearest",
+    show_default=True,
+    help="How weights are rounded; the others look at the layers' outputs on --images.",
+)
+@click.option(
     "--keep-float", multiple=True, metavar="NODE", help="A node that stays float (repeatable)."
 )
 @preprocess_options
@@ -77,6 +99,9 @@ def command(
     per_channel: bool | None,
     weight_bits: str | None,
     bias_correction: bool,
+    full_bias_correction: bool,
+    weight_range: str,
+    rounding: str,
     keep_float: tuple[str, ...],
     as_json: bool,
     **arguments: Any,
@@ -87,8 +112,10 @@ def command(
     for every input: no calibration, but slower, and everything between them is float. The result is
     a plain ONNX file. With --images its outputs are compared with the float model's, block by block.
     """
+    from edgekit.cpu import available_cores
     from edgekit.pipeline.single import open_for_parity
     from edgekit.stages import calibrate, quantize, quantize_dynamic
+    from edgekit.stages.recover import RecoverOptions
     from edgekit.target import load_target
 
     if mode == "dynamic" and calibration is not None:
@@ -110,7 +137,11 @@ def command(
         per_channel=per_channel,
         weight_bits=int(weight_bits) if weight_bits else None,
         bias_correction=bias_correction,
+        weight_range=weight_range,
+        recover=RecoverOptions(rounding=rounding, full_bias=full_bias_correction),
     )
+    if mode == "dynamic" and (options.recover.needed or bias_correction):
+        raise UsageError("--mode dynamic rounds weights to nearest and corrects no biases.")
     with progress(quiet=as_json) as bar:
         bar(0, 0, "quantize")
         feeds = subject.feeds if images is not None else []
@@ -122,7 +153,20 @@ def command(
             ranges = calibrate.open_calibration(
                 calibration, method, symmetric=symmetric, overrides=chosen
             )
-            done = quantize.run(subject.model, ranges, profile, feeds, out, options)
+            looked_at = []
+            if options.recover.needed:
+                looked_at = _looked_at(images, subject.contract)
+            done = quantize.run(
+                subject.model,
+                ranges,
+                profile,
+                feeds,
+                out,
+                options,
+                recovery_feeds=looked_at,
+                threads=available_cores(),
+                progress=bar,
+            )
     if as_json:
         emit(
             {
@@ -141,3 +185,22 @@ def command(
     console().print(text, soft_wrap=True)
     for name, reason in done.placement.floats.items():
         console().print(f"  float: {name}: {reason}", soft_wrap=True)
+
+
+def _looked_at(images: Path | None, contract: Preprocess) -> list[Any]:
+    """Input tensors of the images that rounding and full bias correction look at."""
+    from edgekit.images import list_images, read_all
+    from edgekit.preprocess import apply
+    from edgekit.stages.recover import IMAGES
+
+    if images is None:
+        return []
+    found: list[Any] = []
+    paths = list_images(images)
+    # spread over the folder: the first ones may be alike
+    spread = [
+        paths[i * len(paths) // min(IMAGES, len(paths))] for i in range(min(IMAGES, len(paths)))
+    ]
+    for _, image in read_all(spread, []):
+        found.append(apply(image, contract)[0])
+    return found

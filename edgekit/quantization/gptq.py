@@ -30,15 +30,18 @@ def round_weights(
     scale: NDArray[np.floating],
     limit: int,
     moments: NDArray[np.floating],
+    *,
+    damping: float = _DAMPING,
 ) -> NDArray[np.int8]:
     """Levels int8 [O, K] within ±limit for `weight` [O, K]: level / scale stands for the weight.
 
-    scale [O] is what weights are multiplied by; moments [K, K] is H up to a factor. Inputs that were
+    scale [O] is what weights are multiplied by; moments [K, K] is H up to a factor, and `damping`, a
+    share of the mean of its diagonal, is added to that. Inputs that were
     always zero are rounded to nearest, and so is everything when H cannot be factored.
     """
     work = weight.astype(np.float64)
     outputs, inputs = work.shape
-    factor = _inverse_factor(moments.astype(np.float64))
+    factor = _inverse_factor(moments.astype(np.float64), damping)
     if factor is None:
         return _nearest(work, scale.astype(np.float64)[:, None], limit)
     upper, order = factor
@@ -69,7 +72,7 @@ def _nearest(
 
 
 def _inverse_factor(
-    moments: NDArray[np.float64],
+    moments: NDArray[np.float64], damping: float
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]] | None:
     """(upper Cholesky factor of the damped H^-1, the order of its columns); None if there is none."""
     diagonal = np.diag(moments).copy()
@@ -77,7 +80,7 @@ def _inverse_factor(
         return None
     order = np.argsort(-diagonal, kind="stable")
     damped = moments[np.ix_(order, order)]
-    damped[np.diag_indices_from(damped)] += _DAMPING * diagonal.mean()
+    damped[np.diag_indices_from(damped)] += damping * diagonal.mean()
     try:
         upper: NDArray[np.float64] = np.linalg.cholesky(np.linalg.inv(damped)).T
     except np.linalg.LinAlgError:

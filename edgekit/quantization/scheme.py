@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.quantization import ternary
+from edgekit.quantization.weight_range import ABSMAX, MSE, RANGES, mse_scale
 from edgekit.types import QuantParams, Range
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Scheme:
     (VPMADDUBSW saturates). `explicit_weights` keeps float weights behind a QuantizeLinear, as
     TensorRT wants them; otherwise int8 weights are stored and the file shrinks to a quarter.
     `integer_bias` stores the bias as int32 with scale s_input * s_weight, as ONNX Runtime wants it.
+    `weight_range` "mse" clips large weights where that lowers the squared error (`weight_range`).
     """
 
     activation_type: str = "uint8"
@@ -31,10 +33,15 @@ class Scheme:
     weight_bits: int = 8
     explicit_weights: bool = False
     integer_bias: bool = True
+    weight_range: str = ABSMAX
 
     def __post_init__(self) -> None:
         if self.activation_type not in ("uint8", "int8"):
             raise UsageError(f"Activations cannot be {self.activation_type!r}: uint8 or int8.")
+        if self.weight_range not in RANGES:
+            raise UsageError(
+                f"Weights cannot have the range {self.weight_range!r}: {' or '.join(RANGES)}."
+            )
         if self.weight_bits not in (4, 6, 7, 8):
             raise UsageError(f"Weights cannot have {self.weight_bits} bits: 4, 6, 7 or 8.")
 
@@ -92,9 +99,15 @@ def weight_scale(
 def choose_weight_scale(
     weight: NDArray[np.floating], axis: int | None, scheme: Scheme
 ) -> NDArray[np.float32]:
-    """The scale for `weight`: for ternary weights the one that meets both levels best, else absmax."""
+    """The scale for `weight`: for ternary weights the one that meets both levels best, else by the
+    scheme's `weight_range`."""
     scale = ternary.weight_scale(weight, axis, scheme.weight_limit)
-    return weight_scale(weight, axis, scheme) if scale is None else scale
+    if scale is not None:
+        return scale
+    scale = weight_scale(weight, axis, scheme)
+    if scheme.weight_range == MSE:
+        return mse_scale(weight, axis, scheme.weight_limit, scale)
+    return scale
 
 
 def quantize_weight(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ from edgekit.quantization.bias_correction import input_channels
 from edgekit.quantization.forms import FOLLOWED, take
 from edgekit.quantization.placement import Placement, Rules, compute_nodes, observed
 from edgekit.quantization.scheme import Scheme
+from edgekit.quantization.weight_range import ABSMAX, MSE
+from edgekit.stages import recover
 from edgekit.stages.divergence import checked_parity
 from edgekit.stages.parity import INT8_LIMITS, ParityLimits
+from edgekit.stages.recover import RecoverOptions
 from edgekit.target import TargetProfile
-from edgekit.types import Calibration, OnnxModel, ParityReport
+from edgekit.types import Calibration, OnnxModel, ParityReport, Progress, no_progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,12 +35,15 @@ class QuantizeOptions:
     """`keep_float` names nodes of the prepared graph that stay float; `per_channel` and
     `weight_bits` None follow the profile. `bias_correction` takes what rounding the weights adds to
     the mean outputs off the biases; the calibration must hold the channel means of
-    `observed_channels`."""
+    `observed_channels`. `weight_range` "mse" clips weights where that lowers their squared error;
+    `recover` holds what looks at images again: rounding and full bias correction."""
 
     keep_float: tuple[str, ...] = ()
     per_channel: bool | None = None
     weight_bits: int | None = None
     bias_correction: bool = False
+    weight_range: str = ABSMAX
+    recover: RecoverOptions = field(default_factory=RecoverOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,7 @@ def scheme_of(profile: TargetProfile, options: QuantizeOptions) -> Scheme:
         weight_bits=bits,
         integer_bias=section.bias == "int32",
         explicit_weights=profile.runtime.name == "tensorrt",
+        weight_range=options.weight_range,
     )
 
 
@@ -190,13 +197,18 @@ def run(
     feeds: Sequence[NDArray[Any]],
     out: Path,
     options: QuantizeOptions,
+    *,
+    recovery_feeds: Sequence[NDArray[Any]] = (),
+    threads: int = 1,
+    progress: Progress = no_progress,
     limits: ParityLimits | None = INT8_LIMITS,
 ) -> Quantized:
     """Write the QDQ model to `out`.
 
     `calibration` must be that of this very graph (BadInput otherwise). `feeds`, input tensors of
     real images, are for the parity with the float graph; empty leaves it out. Breaking `limits` is
-    VerificationFailed; None only measures.
+    VerificationFailed; None only measures. `recovery_feeds` are what `options.recover` looks at
+    (`feeds` where it is empty).
     """
     import onnx
     import onnx_ir as ir
@@ -216,13 +228,28 @@ def run(
         common.TopologicalSortPass()(graph)
     means = _means(calibration, options)
     placement = assemble.quantized(
-        graph, rules, calibration.ranges, scheme, options.keep_float, means
+        graph,
+        rules,
+        calibration.ranges,
+        scheme,
+        options.keep_float,
+        # weights that are rounded anew get their biases corrected after that
+        means if options.recover.rounding == recover.NEAREST else {},
     )
     if not placement.compute:
         reasons = sorted(set(placement.floats.values()))
         raise NotPossible(
             f"No layer of {model.path.name} can be INT8 for {profile.name}: " + "; ".join(reasons),
         )
+    recovered = recover.run(
+        model,
+        graph,
+        recovery_feeds or feeds,
+        options.recover,
+        means=means,
+        threads=threads,
+        progress=progress,
+    )
     if kept and not scheme.explicit_weights:
         existing.store_integers(graph.graph)
     if kept and scheme.activation_type == "uint8" and profile.runtime.name == "onnxruntime":
@@ -248,7 +275,9 @@ def run(
         f"{len(placement.compute)} of {total} layers, {placement.int8_mac_share:.1%} of the MACs in INT8",
         f"{scheme.weight_bits}-bit weights per {'channel' if scheme.per_channel else 'tensor'}, "
         f"{scheme.activation_type} activations"
-        + (", biases corrected" if options.bias_correction else ""),
+        + (", biases corrected" if options.bias_correction else "")
+        + (", weight ranges by mse" if scheme.weight_range == MSE else ""),
+        *recovered,
     ]
     if kept:
         notes.append(f"{kept} layers were quantized already and keep their scales")

@@ -1,0 +1,438 @@
+"""Accuracy recovered after quantization, without training: rounding with the outputs in view, and biases
+corrected by what the quantized network itself computes.
+
+Both change a QDQ graph and leave its structure as it is. They look at a few calibration images.
+
+Full bias correction goes through the layers in the order of the graph: with everything before a layer
+quantized and corrected, the mean of each of its output channels over images and positions is brought to
+that of the float network,
+
+    b' = b - (E[quantized output] - E[float output])
+
+Source: Nagel et al. 2019, arXiv:1906.04721, appendix D (empirical bias correction). Layers of which none
+depends on another are corrected together, so that a network costs as many passes over the images as it
+is deep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekit import onnx_file
+from edgekit.errors import UsageError, nearest
+from edgekit.quantization import adaround, gptq, patches, retouch
+from edgekit.quantization.bias_correction import mean_shift
+from edgekit.runtimes.base import SessionOptions
+from edgekit.runtimes.observe import ObservedModel
+from edgekit.runtimes.onnxruntime import open_bytes
+from edgekit.types import OnnxModel, Progress, no_progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    from edgekit.runtimes.base import Session
+
+VERSION = 1
+NEAREST, ADAROUND, GPTQ = "nearest", "adaround", "gptq"
+ROUNDINGS = (NEAREST, ADAROUND, GPTQ)
+"""How weights are rounded: to the nearest level; up or down as the layer's outputs fit best
+(`quantization.adaround`); one input after the other, each making up for those before
+(`quantization.gptq`)."""
+
+IMAGES = 16
+"""Images that are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverOptions:
+    """`rounding`: one of ROUNDINGS; `full_bias`: correct the biases layer by layer."""
+
+    rounding: str = NEAREST
+    full_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(
+                f"Unknown rounding '{self.rounding}'.", hint=nearest(self.rounding, ROUNDINGS)
+            )
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return self.full_bias or self.rounding != NEAREST
+
+
+# rows of a layer's input per image, as a multiple of its inputs K, at least
+_ROWS_PER_INPUT = 2.0
+_LEAST_ROWS = 256
+# second moments that exist at the same time, bytes; more layers take another pass over the images
+_MOST_BYTES = 256 << 20
+
+
+def run(
+    reference: OnnxModel,
+    quantized: Any,
+    feeds: Sequence[NDArray[Any]],
+    options: RecoverOptions,
+    *,
+    means: Mapping[str, NDArray[np.float64]] | None = None,
+    threads: int = 1,
+    progress: Progress = no_progress,
+) -> tuple[str, ...]:
+    """Apply `options` to the QDQ graph `quantized` (onnx_ir.Model, changed in place) of `reference`.
+
+    `feeds` are input tensors of calibration images; up to IMAGES are looked at. `means` corrects the
+    biases of layers that are rounded anew the fast way. Returns what was done, in words. Raises UsageError
+    without feeds.
+    """
+    if not options.needed:
+        return ()
+    if not feeds:
+        raise UsageError(
+            "Rounding by the outputs and full bias correction look at images, and none were given.",
+            hint="--images DIR, a few of the calibration images.",
+        )
+    some = feeds[:IMAGES]
+    notes = []
+    if options.rounding != NEAREST:
+        done = round_weights(
+            reference,
+            quantized,
+            some,
+            options.rounding,
+            means=means,
+            threads=threads,
+            progress=progress,
+        )
+        notes.append(f"weights of {len(done)} layers rounded by {options.rounding}")
+    if options.full_bias:
+        done = correct_biases(reference, quantized, some, threads=threads, progress=progress)
+        notes.append(f"biases of {len(done)} layers corrected one after the other")
+    return tuple(notes)
+
+
+def round_weights(
+    reference: OnnxModel,
+    quantized: Any,
+    feeds: Sequence[NDArray[Any]],
+    method: str = ADAROUND,
+    *,
+    means: Mapping[str, NDArray[np.float64]] | None = None,
+    threads: int = 1,
+    progress: Progress = no_progress,
+) -> tuple[str, ...]:
+    """Round the weights of the QDQ graph `quantized` (onnx_ir.Model, changed in place) anew.
+
+    The layers' inputs are those of the float graph `reference` on `feeds`, quantized as the layer
+    reads them. `means` (channel means by tensor) corrects the biases by what the new rounding adds to
+    the mean outputs. Returns the names of the rounded layers; those whose rows cannot be told (automatic
+    padding) keep the nearest levels.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    floats = {node.name: node for node in ir.load(str(reference.path)).graph}
+    chosen = {
+        name: node
+        for name, node in retouch.layers(quantized.graph).items()
+        if name in floats and floats[name].inputs[1].const_value is not None
+    }
+    rounded: list[str] = []
+    for part in _parts(floats, chosen):
+        progress(len(rounded), len(chosen), "round weights")
+        moments = _moments(reference, floats, {n: chosen[n] for n in part}, feeds, threads)
+        for name, matrix in moments.items():
+            node = chosen[name]
+            weight = np.asarray(floats[name].inputs[1].const_value.numpy(), np.float64)
+            levels = _levels(node, weight, matrix, method)
+            retouch.set_levels(node, levels)
+            rounded.append(name)
+            source = floats[name].inputs[0].name
+            if means is not None and source in means and retouch.can_shift(node):
+                shift = mean_shift(floats[name], _stood_for(node) - weight, means[source])
+                if shift is not None:
+                    retouch.shift_bias(quantized, node, shift)
+    return tuple(rounded)
+
+
+def _parts(floats: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[list[str]]:
+    """The layers in groups whose second moments fit into memory together."""
+    import numpy as np
+
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name in chosen:
+        weight = floats[name].inputs[1].const_value.numpy()
+        matrix = patches.matrix(floats[name], np.asarray(weight))
+        if matrix is None:
+            continue
+        groups, _, inputs = matrix.shape
+        size = 4 * groups * inputs * inputs
+        if parts[-1] and used + size > _MOST_BYTES:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += size
+    return [part for part in parts if part]
+
+
+def _moments(
+    reference: OnnxModel,
+    floats: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    feeds: Sequence[NDArray[Any]],
+    threads: int,
+) -> dict[str, NDArray[np.float32]]:
+    """Sum of x x^T over rows of all images by layer, float32 [G, K, K]; x as the layer reads it."""
+    import numpy as np
+
+    name = onnx_file.main_input(reference).name
+    tensors = tuple(dict.fromkeys(floats[layer].inputs[0].name for layer in chosen))
+    random = np.random.default_rng(0)
+    found: dict[str, NDArray[np.float32]] = {}
+    options = SessionOptions(threads=threads)
+    with ObservedModel(reference.path, tensors, options) as observed:
+        for feed in feeds:
+            values = observed.run({name: feed})
+            for layer, node in chosen.items():
+                tensor = values[floats[layer].inputs[0].name]
+                weight = patches.matrix(
+                    floats[layer], np.asarray(floats[layer].inputs[1].const_value.numpy())
+                )
+                assert weight is not None
+                most = max(_LEAST_ROWS, int(_ROWS_PER_INPUT * weight.shape[2] / len(feeds)) + 1)
+                drawn = patches.rows(floats[layer], tensor, most, random)
+                if drawn is None or drawn.shape[2] != weight.shape[2]:
+                    continue
+                read = _as_read(node, drawn)
+                product = np.matmul(read.transpose(0, 2, 1), read)
+                found[layer] = found[layer] + product if layer in found else product
+    return found
+
+
+def _as_read(node: Any, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows rounded and clipped as the layer's input is."""
+    import numpy as np
+
+    params = retouch.input_params(node)
+    if params is None or params.scale.size != 1:
+        return rows
+    kind = np.iinfo(params.zero_point.dtype)
+    scale, zero = np.float32(params.scale), np.float32(params.zero_point)
+    levels = np.clip(np.rint(rows / scale) + zero, kind.min, kind.max)
+    result: NDArray[np.float32] = ((levels - zero) * scale).astype(np.float32)
+    return result
+
+
+def _levels(
+    node: Any, weight: NDArray[np.float64], moments: NDArray[np.float32], method: str
+) -> NDArray[np.int8]:
+    """Levels int8 of the weight's shape at the scale that it has in the graph."""
+    import numpy as np
+
+    matrix = patches.matrix(node, weight)
+    assert matrix is not None
+    groups, outputs, _ = matrix.shape
+    scale = np.asarray(retouch.weight_params(node).scale, np.float64)
+    steps = np.broadcast_to(scale.reshape(groups, -1) if scale.ndim else scale, (groups, outputs))
+    limit = _limit(node)
+    if method == GPTQ:
+        levels = np.stack(
+            [
+                gptq.round_weights(matrix[g], 1.0 / steps[g], limit, moments[g])
+                for g in range(groups)
+            ]
+        )
+    else:
+        levels = adaround.round_weights(matrix, steps, limit, moments)
+    return patches.as_weight(node, levels, weight.shape)
+
+
+def _limit(node: Any) -> int:
+    """The largest level in use: the scheme's limit, whatever its bits."""
+    import numpy as np
+
+    largest = int(np.abs(_integers(node)).max(initial=0))
+    return next(limit for limit in (7, 31, 63, 127, 128) if largest <= limit)
+
+
+def _integers(node: Any) -> NDArray[np.int64]:
+    import numpy as np
+
+    from edgekit.quantization import existing
+
+    source = existing.weight_of(node.inputs[1]).inputs[0]
+    if source.const_value is not None:
+        return np.asarray(source.const_value.numpy(), np.int64)
+    params = retouch.weight_params(node)
+    weight = np.asarray(source.producer().inputs[0].const_value.numpy(), np.float64)
+    scale = np.asarray(params.scale, np.float64)
+    if params.axis is not None:
+        shape = [1] * weight.ndim
+        shape[params.axis] = -1
+        scale = scale.reshape(shape)
+    return np.clip(np.rint(weight / scale), -128, 127).astype(np.int64)
+
+
+def _stood_for(node: Any) -> NDArray[np.float64]:
+    """What the layer's weight stands for, float64 of its shape."""
+    import numpy as np
+
+    params = retouch.weight_params(node)
+    scale = np.asarray(params.scale, np.float64)
+    integers = _integers(node)
+    if params.axis is not None:
+        shape = [1] * integers.ndim
+        shape[params.axis] = -1
+        scale = scale.reshape(shape)
+    return integers * scale
+
+
+# --- full bias correction ---------------------------------------------------------------------
+
+
+def correct_biases(
+    reference: OnnxModel,
+    quantized: Any,
+    feeds: Sequence[NDArray[Any]],
+    *,
+    threads: int = 1,
+    progress: Progress = no_progress,
+) -> tuple[str, ...]:
+    """Correct the biases of the QDQ graph `quantized` (onnx_ir.Model, changed in place), layer by layer.
+
+    `reference` is the float graph, `feeds` input tensors of real images. Returns the names of the
+    corrected layers: Conv and Gemm whose bias is a constant of channels, or which have none.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    floats = onnx_file.load(reference.path)
+    made = {node.name: node.output[0] for node in floats.graph.node}
+    chosen = {
+        name: node
+        for name, node in retouch.layers(quantized.graph).items()
+        if name in made and retouch.can_shift(node)
+    }
+    if not chosen:
+        return ()
+    name = onnx_file.main_input(reference).name
+    named = [{name: feed} for feed in feeds]
+    kinds = {layer: str(node.op_type) for layer, node in chosen.items()}
+    options = SessionOptions(threads=threads)
+    measured = _with_means(floats, {layer: made[layer] for layer in chosen}, kinds)
+    with open_bytes(measured.SerializeToString(), options) as session:
+        wanted = _averages(session, named, list(chosen))
+    biases, shifts = {}, {}
+    for layer, node in chosen.items():
+        bias = retouch.bias_of(node)
+        shifts[layer] = np.zeros(wanted[layer].shape)
+        biases[layer] = shifts[layer] if bias is None else bias
+    depths = _depths(quantized.graph, chosen)
+    steps = max(depths.values()) + 1
+    proto = ir.to_proto(quantized)
+    tensors = {node.name: node.output[0] for node in proto.graph.node if node.name in chosen}
+    trial = _with_means(_with_bias_inputs(proto, biases), tensors, kinds)
+    with open_bytes(trial.SerializeToString(), options) as session:
+        for depth in range(steps):
+            progress(depth, steps, "correct biases")
+            given = {
+                _bias_input(layer): (biases[layer] - shifts[layer]).astype(np.float32)
+                for layer in chosen
+            }
+            layers = [layer for layer in chosen if depths[layer] == depth]
+            found = _averages(session, [{**feed, **given} for feed in named], layers)
+            for layer in layers:
+                shift = found[layer] - wanted[layer]
+                shifts[layer] = np.where(np.isfinite(shift), shift, 0.0)
+    for layer, node in chosen.items():
+        retouch.shift_bias(quantized, node, shifts[layer])
+    return tuple(chosen)
+
+
+def _mean_output(layer: str) -> str:
+    return f"edgekit.mean/{layer}"
+
+
+def _bias_input(layer: str) -> str:
+    return f"edgekit.bias/{layer}"
+
+
+def _with_means(
+    model: onnx.ModelProto, tensors: Mapping[str, str], kinds: Mapping[str, str]
+) -> onnx.ModelProto:
+    """A copy whose outputs are channel means of `tensors` (layer → what it makes).
+
+    [1, C, 1, …] of a Conv's, the tensor itself of a Gemm's.
+    """
+    import onnx
+    from onnx import helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    for layer, tensor in tensors.items():
+        mean = _mean_output(layer)
+        kind = "GlobalAveragePool" if kinds[layer] == "Conv" else "Identity"
+        copy.graph.node.append(helper.make_node(kind, [tensor], [mean], name=mean))
+        copy.graph.output.append(onnx.ValueInfoProto(name=mean))
+    return copy
+
+
+def _with_bias_inputs(
+    model: onnx.ModelProto, biases: Mapping[str, NDArray[np.float64]]
+) -> onnx.ModelProto:
+    """A copy whose layers in `biases` read their bias from an input of the graph, float32 [C_out]."""
+    import onnx
+    from onnx import helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.name not in biases:
+            continue
+        name = _bias_input(node.name)
+        while len(node.input) < 3:
+            node.input.append("")
+        node.input[2] = name
+        shape = [biases[node.name].size]
+        copy.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    return copy
+
+
+def _averages(
+    session: Session, feeds: Sequence[Mapping[str, NDArray[Any]]], layers: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Mean over `feeds` of each layer's channel means, float64 [C]."""
+    import numpy as np
+
+    sums: dict[str, NDArray[np.float64]] = {}
+    for feed in feeds:
+        found = session.run(feed)
+        for layer in layers:
+            array = found[_mean_output(layer)].astype(np.float64)
+            mean = (
+                array.reshape(-1, array.shape[1]).mean(axis=0)
+                if array.ndim == 2
+                else array.reshape(-1)
+            )
+            sums[layer] = sums[layer] + mean if layer in sums else mean
+    return {layer: total / len(feeds) for layer, total in sums.items()}
+
+
+def _depths(graph: Any, chosen: Mapping[str, Any]) -> dict[str, int]:
+    """How many chosen layers lie before each one on its longest way from an input."""
+    before: dict[Any, int] = {}
+    found: dict[str, int] = {}
+    for node in graph:
+        depth = max((before.get(value, 0) for value in node.inputs if value is not None), default=0)
+        if node.name in chosen:
+            found[node.name] = depth
+            depth += 1
+        for value in node.outputs:
+            before[value] = depth
+    return found
