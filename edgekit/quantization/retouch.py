@@ -25,6 +25,8 @@ def layers(graph: Any) -> dict[str, Any]:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or not existing.is_quantized(node):
             continue
         dequantize = existing.weight_of(node.inputs[1])
+        if dequantize is not existing.maker_of(node.inputs[1]):
+            continue  # moved on its way: its axes are not those of the layer
         if dequantize is not None and len(dequantize.outputs[0].uses()) == 1:
             found[node.name] = node
     return found
@@ -40,6 +42,13 @@ def weight_params(node: Any) -> QuantParams:
     found = existing.params_of(existing.weight_of(node.inputs[1]))
     assert found is not None
     return found
+
+
+def weight_shape(node: Any) -> tuple[int, ...]:
+    """Shape of the layer's weight."""
+    source = existing.weight_of(node.inputs[1]).inputs[0]
+    constant = source if source.const_value is not None else source.producer().inputs[0]
+    return tuple(int(size) for size in constant.const_value.shape)
 
 
 def set_levels(node: Any, levels: NDArray[np.int8]) -> None:
@@ -115,11 +124,11 @@ def shift_bias(model: Any, node: Any, shift: NDArray[np.float64]) -> None:
 
 
 def _outputs(node: Any) -> int:
-    shape = node.inputs[1].shape
+    shape = weight_shape(node)
     if node.op_type == "Conv":
-        return int(shape[0])
+        return shape[0]
     transposed = node.attributes.get("transB")
-    return int(shape[0 if transposed is not None and transposed.as_int() else 1])
+    return shape[0 if transposed is not None and transposed.as_int() else 1]
 
 
 def _add_bias(

@@ -128,7 +128,7 @@ def round_weights(
     """Round the weights of the QDQ graph `quantized` (onnx_ir.Model, changed in place) anew.
 
     The layers' inputs are those of the float graph `reference` on `feeds`, quantized as the layer
-    reads them. `means` (channel means by tensor) corrects the biases by what the new rounding adds to
+    reads them. Layers that were given another form (`quantization.forms`) are left. `means` (channel means by tensor) corrects the biases by what the new rounding adds to
     the mean outputs. Returns the names of the rounded layers; those whose rows cannot be told (automatic
     padding) keep the nearest levels.
     """
@@ -139,7 +139,7 @@ def round_weights(
     chosen = {
         name: node
         for name, node in retouch.layers(quantized.graph).items()
-        if name in floats and floats[name].inputs[1].const_value is not None
+        if name in floats and _same_weight(floats[name], node)
     }
     rounded: list[str] = []
     for part in _parts(floats, chosen):
@@ -157,6 +157,12 @@ def round_weights(
                 if shift is not None:
                     retouch.shift_bias(quantized, node, shift)
     return tuple(rounded)
+
+
+def _same_weight(plain: Any, node: Any) -> bool:
+    """Whether the quantized node computes what the float one does, and not another form of it."""
+    weight = plain.inputs[1].const_value if len(plain.inputs) > 1 else None
+    return weight is not None and tuple(weight.shape) == retouch.weight_shape(node)
 
 
 def _parts(floats: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[list[str]]:
