@@ -128,9 +128,10 @@ def round_weights(
     """Round the weights of the QDQ graph `quantized` (onnx_ir.Model, changed in place) anew.
 
     The layers' inputs are those of the float graph `reference` on `feeds`, quantized as the layer
-    reads them. Layers that were given another form (`quantization.forms`) are left. `means` (channel means by tensor) corrects the biases by what the new rounding adds to
-    the mean outputs. Returns the names of the rounded layers; those whose rows cannot be told (automatic
-    padding) keep the nearest levels.
+    reads them. `means` (channel means by tensor) corrects the biases by what the new rounding adds to
+    the mean outputs. Returns the names of the rounded layers; those that were given another form
+    (`quantization.forms`) and those whose rows cannot be told (automatic padding) keep the nearest
+    levels.
     """
     import numpy as np
     import onnx_ir as ir
