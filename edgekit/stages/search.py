@@ -1,13 +1,16 @@
-"""The search for the INT8 model that is nearest to float: which ranges, and which layers stay float.
+"""The search for the INT8 model that is near float and pays: which ranges, and what stays float.
 
-It is given its score, its sensitivities and its clock as functions, and knows nothing of models:
+It is given its score, its sensitivities, its timer and its clock as functions, and knows nothing of
+models:
 
 1. every choice of ranges is tried with all layers in INT8; the best of them (a second one where it
    is close) is tried with its biases corrected; the one that agrees best wins;
-2. when that is not near enough, layers are ranked by the damage each does alone, and the worst ones
-   are left float, a growing number of them, as long as enough of the work stays INT8;
-3. of everything tried, the one with the fewest float layers that is within a small distance of the
-   best is taken.
+2. stretches of layers that make the model faster when they are left float are left float, first
+   each alone, then the best of them together, always measured in the target's runtime;
+3. when agreement is not near enough, layers are ranked by the damage each does alone, and the worst
+   ones are left float, a growing number of them, as long as enough of the work stays INT8;
+4. of everything tried that is near enough, the fastest is taken; without a timer, the one with the
+   fewest float layers.
 
 Every trial is handed to `remember`, and trials known from an interrupted run are not repeated.
 """
@@ -22,6 +25,10 @@ from edgekit.types import Progress, no_progress
 
 # prefixes of the ranking that are tried: dense where single layers matter
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# trials that are timed against each other in the end
+_FINALISTS = 5
+# a difference in speed that is not worth a float layer
+_SAME_SPEED = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,33 +44,67 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A choice with its agreement (0 to 1) and the share of MACs that stays INT8."""
+    """A choice with its agreement (0 to 1), the share of MACs that stays INT8, and the ms of a run
+    where it was timed."""
 
     choice: Choice
     agreement: float
     int8_mac_share: float
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """One candidate beside the first of its race: `ms` of a run, and how many times as fast as the
+    first it is (`ratio` > 1 is faster) with a 90 % interval."""
+
+    ms: float
+    ratio: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """`enough`: agreement that ends the search; `within`: how far from the best the taken trial may
-    be for the sake of fewer float layers; `least_share`: share of the MACs that must stay INT8;
-    `seconds`: no new trial starts after that."""
+    """When is enough enough.
+
+    `enough`: agreement that ends the search; `within`: how far from the best the taken trial may
+    be for the sake of speed or of fewer float layers; `least_agreement` takes the place of both:
+    everything that reaches it is near enough. `least_share`: share of the MACs that must stay INT8
+    (layers left float for speed may go below it where INT8 is not faster otherwise); `seconds`: no
+    new trial starts after that.
+    """
 
     enough: float = 0.985
     within: float = 0.004
+    least_agreement: float | None = None
     least_share: float = 0.85
     seconds: float = 120.0
+
+    @property
+    def goal(self) -> float:
+        """Agreement at which nothing more is tried."""
+        return self.enough if self.least_agreement is None else self.least_agreement
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The taken trial, all trials in order, and whether the time ran out."""
+    """The taken trial, all trials in order, and whether the time ran out.
+
+    `faster_float`: layers left float because the model is faster so. `met`: whether the taken trial
+    reaches `least_agreement` (True where none was asked for).
+    """
 
     best: Trial
     trials: tuple[Trial, ...]
     sensitivity_db: Mapping[str, float] = field(default_factory=dict)
+    faster_float: tuple[str, ...] = ()
+    met: bool = True
     out_of_time: bool = False
+
+
+Racer = Callable[[Sequence["Choice | None"]], Sequence[Pace]]
+"""Times candidates beside each other; None is the float model. Ratios are to the first."""
 
 
 def run(
@@ -74,6 +115,8 @@ def run(
     options: SearchOptions,
     *,
     corrects: bool = False,
+    race: Racer | None = None,
+    stretches: Sequence[tuple[str, ...]] = (),
     known: Sequence[Trial] = (),
     remember: Callable[[Sequence[Trial]], None] = lambda trials: None,
     clock: Callable[[], float] = time.monotonic,
@@ -84,6 +127,8 @@ def run(
     `attempt` quantizes and scores one choice; `sensitivities` gives the SQNR in dB of the outputs
     with only one layer in INT8, by layer; `share_without` the share of MACs in INT8 when some layers
     stay float. At least the first choice is always tried. `corrects`: biases can be corrected.
+    `race` times candidates, None where this machine cannot; `stretches` are the groups of layers
+    that it is tried on.
     """
     started = clock()
     done = {trial.choice: trial for trial in known}
@@ -111,25 +156,96 @@ def run(
             if time_left():
                 tried(replace(choice, bias_correction=True))
     best = max(trials, key=lambda trial: trial.agreement)
+    fast: tuple[str, ...] = ()
+    if race is not None and stretches and time_left():
+        progress(0, 0, "timing stretches of layers")
+        fast = _faster_float(best.choice, stretches, race, share_without, options.least_share)
+        if fast:
+            best = tried(replace(best.choice, keep_float=fast))
     ranking: Mapping[str, float] = {}
-    if best.agreement < options.enough and time_left():
+    if best.agreement < options.goal and time_left():
         ranking = sensitivities(best.choice)
         worst_first = _affordable(
-            sorted(ranking, key=lambda name: ranking[name]), share_without, options.least_share
+            sorted(ranking, key=lambda name: ranking[name]),
+            lambda names: share_without((*fast, *names)),
+            options.least_share,
         )
         for count in _counts(len(worst_first)):
-            keep = tuple(worst_first[:count])
             if not time_left():
                 break
+            keep = (*fast, *worst_first[:count])
             trial = tried(replace(best.choice, keep_float=keep))
-            if trial.agreement >= options.enough:
+            if trial.agreement >= options.goal:
                 break
-    top = max(trial.agreement for trial in trials)
-    near = [trial for trial in trials if trial.agreement >= top - options.within]
+    near, met = _near(trials, options)
     taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
+    if race is not None and len(near) > 1:
+        progress(0, 0, "timing the best trials")
+        taken, timed = _fastest(near, race)
+        trials = [timed.get(trial.choice, trial) for trial in trials]
     return SearchResult(
-        best=taken, trials=tuple(trials), sensitivity_db=dict(ranking), out_of_time=late
+        best=taken,
+        trials=tuple(trials),
+        sensitivity_db=dict(ranking),
+        faster_float=fast,
+        met=met,
+        out_of_time=late,
     )
+
+
+def _faster_float(
+    base: Choice,
+    stretches: Sequence[tuple[str, ...]],
+    race: Racer,
+    share_without: Callable[[Iterable[str]], float],
+    least_share: float,
+) -> tuple[str, ...]:
+    """The layers that make the model faster when left float: stretches, alone and then together."""
+    alone = race([base, None, *(replace(base, keep_float=names) for names in stretches)])
+    if alone[1].ratio >= 1.0:
+        # INT8 does not pay as it is: any share of it that does is welcome
+        least_share = 0.0
+    order = sorted(range(len(stretches)), key=lambda index: -alone[2 + index].ratio)
+    sets: list[tuple[str, ...]] = []
+    for index in order:
+        names = (*(sets[-1] if sets else ()), *stretches[index])
+        share = share_without(names)
+        if alone[2 + index].low > 1.0 and share > 0 and share >= least_share:
+            sets.append(names)
+    if not sets:
+        return ()
+    together = race([base, *(replace(base, keep_float=names) for names in sets)])[1:]
+    winner = max(range(len(sets)), key=lambda index: together[index].ratio)
+    return sets[winner] if together[winner].low > 1.0 else ()
+
+
+def _near(trials: Sequence[Trial], options: SearchOptions) -> tuple[list[Trial], bool]:
+    """The trials that are near enough to float, each once, and whether the budget is met."""
+    once = list({trial.choice: trial for trial in trials}.values())
+    top = max(trial.agreement for trial in once)
+    if options.least_agreement is not None:
+        reached = [trial for trial in once if trial.agreement >= options.least_agreement]
+        if reached:
+            return reached, True
+        # nothing is good enough: the best there is
+        return [trial for trial in once if trial.agreement == top], False
+    return [trial for trial in once if trial.agreement >= top - options.within], True
+
+
+def _fastest(near: Sequence[Trial], race: Racer) -> tuple[Trial, dict[Choice, Trial]]:
+    """The fastest of the trials with the fewest float layers, and all of these with their times."""
+    final = sorted(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
+    final = final[:_FINALISTS]
+    measured = race([trial.choice for trial in final])
+    timed = [
+        replace(trial, latency_ms=pace.ms) for trial, pace in zip(final, measured, strict=True)
+    ]
+    least = min(pace.ms for pace in measured)
+    quick = [
+        trial for trial, pace in zip(timed, measured, strict=True) if pace.ms <= _SAME_SPEED * least
+    ]
+    taken = min(quick, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
+    return taken, {trial.choice: trial for trial in timed}
 
 
 def _worth_correcting(trials: Sequence[Trial], within: float) -> list[Choice]:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import atomic, onnx_file
+from edgekit import cpu, onnx_file
 from edgekit.calibration import store
 from edgekit.calibration.behind import ranges_behind
 from edgekit.codec import from_json, to_record
-from edgekit.errors import EdgekitError
 from edgekit.preprocess import Preprocess, apply
 from edgekit.quantization.activations import read_through_activation
 from edgekit.quantization.assemble import placed, quantized
 from edgekit.quantization.placement import Placement
+from edgekit.quantization.stretches import stretches
 from edgekit.runtimes import open_session
 from edgekit.runtimes.base import SessionOptions
 from edgekit.runtimes.onnxruntime import open_bytes
-from edgekit.stages import calibrate, search
+from edgekit.stages import calibrate, pace, search
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
 from edgekit.stages.parity import ParityMeter
 from edgekit.stages.quantize import QuantizeOptions, channel_means, rules_of, scheme_of
-from edgekit.stages.search import Choice, SearchOptions, SearchResult, Trial
+from edgekit.stages.search import Choice, Pace, SearchOptions, SearchResult, Trial
+from edgekit.stages.search_notes import SearchNotes
 from edgekit.target import TargetProfile
 from edgekit.types import Calibration, OnnxModel, Progress, Range, no_progress
 
@@ -65,6 +67,7 @@ class Int8Search:
 
         self._model = model
         self._calibration = calibration
+        self._profile = profile
         self._rules = rules_of(profile)
         self._scheme = scheme_of(profile, options)
         self._always_float = options.keep_float
@@ -89,45 +92,58 @@ class Int8Search:
             )
             self._float_outputs = [session.run(feed) for feed in self._feeds]
 
+    @property
+    def timed(self) -> bool:
+        """Whether candidates can be timed here: in ONNX Runtime, on the target's architecture."""
+        profile = self._profile
+        return profile.runtime.name == "onnxruntime" and profile.device.arch == cpu.detect().arch
+
     def run(
         self,
         options: SearchOptions,
         partial: Path | None = None,
         progress: Progress = no_progress,
     ) -> SearchResult:
-        """Search; trials are kept in the folder `partial` so that an interrupted search goes on."""
-        file = None if partial is None else partial / "trials.json"
+        """Search; what was found is kept in the folder `partial` so that an interrupted search goes on."""
+        notes = SearchNotes(partial)
         choices = [choice for choice in RANGES if self._through or not choice.behind]
+        layers = self._placement().compute
 
-        def remember(trials: Sequence[Trial]) -> None:
-            if file is not None:
-                atomic.write_json(file, to_record(tuple(trials)))
+        def race(candidates: Sequence[Choice | None]) -> Sequence[Pace]:
+            key = to_record(tuple(candidates))
+            return notes.recall("paces", key, _paces, lambda: self._race(candidates))
 
         return search.run(
             choices,
             self._attempt,
-            lambda choice: self._sensitivities(choice, progress),
+            lambda choice: self._sensitivities(choice, notes, progress),
             self._share_without,
             options,
             corrects=bool(self._means),
-            known=_known(file),
-            remember=remember,
+            race=race if self.timed else None,
+            stretches=stretches(self._float_graph(), layers) if self.timed else (),
+            known=notes.trials(),
+            remember=notes.remember,
             progress=progress,
         )
 
     def calibration_of(self, choice: Choice) -> Calibration:
         """The calibration with the ranges of `choice`."""
-        return calibrate.choose_ranges(
-            self._calibration,
-            choice.method,
-            symmetric=self._symmetric,
-            overrides=self._overrides(choice),
-        )
+        return calibration_of(self._model, self._calibration, choice, self._symmetric)
 
-    def _overrides(self, choice: Choice) -> dict[str, str | Range]:
-        if not choice.behind:
-            return {}
-        return dict(ranges_behind(self._statistics, self._through, symmetric=self._symmetric))
+    def _float_graph(self) -> Any:
+        import onnx_ir as ir
+
+        return ir.from_proto(self._proto).graph
+
+    def _race(self, candidates: Sequence[Choice | None]) -> list[Pace]:
+        models = [
+            self._proto.SerializeToString()
+            if choice is None
+            else self._graph(choice, choice.keep_float)[0]
+            for choice in candidates
+        ]
+        return pace.race(models, self._feeds[0], threads=self._profile.measure.threads)
 
     def _ranges_of(self, choice: Choice) -> dict[str, Range]:
         key = (choice.method, choice.behind)
@@ -161,27 +177,44 @@ class Int8Search:
     def _share_without(self, keep: Iterable[str]) -> float:
         return self._placement(keep).int8_mac_share
 
-    def _sensitivities(self, choice: Choice, progress: Progress) -> Mapping[str, float]:
+    def _sensitivities(
+        self, choice: Choice, notes: SearchNotes, progress: Progress
+    ) -> Mapping[str, float]:
         """SQNR in dB of the worst block with only one layer in INT8, by layer."""
         layers = self._placement().compute
         found: dict[str, float] = {}
         for number, layer in enumerate(layers):
             progress(number, len(layers), "sensitivity of layers")
-            data, _ = self._graph(choice, [other for other in layers if other != layer])
-            meter = ParityMeter(self._blocks)
-            with open_bytes(data, SessionOptions()) as session:
-                for feed, outputs in zip(self._feeds, self._float_outputs, strict=True):
-                    meter.add(outputs, session.run(feed))
-            found[layer] = meter.report().sqnr_db
+            key = [to_record(dataclasses.replace(choice, keep_float=())), layer]
+            alone = functools.partial(self._alone, choice, layer, layers)
+            found[layer] = notes.recall("sensitivities", key, float, alone)
         return found
 
+    def _alone(self, choice: Choice, layer: str, layers: Sequence[str]) -> float:
+        data, _ = self._graph(choice, [other for other in layers if other != layer])
+        meter = ParityMeter(self._blocks)
+        with open_bytes(data, SessionOptions()) as session:
+            for feed, outputs in zip(self._feeds, self._float_outputs, strict=True):
+                meter.add(outputs, session.run(feed))
+        return meter.report().sqnr_db
 
-def _known(file: Path | None) -> tuple[Trial, ...]:
-    """Trials of an interrupted run; a file that cannot be read counts as none."""
-    if file is None or not file.is_file():
-        return ()
-    try:
-        records: Any = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(from_json(Trial, record) for record in records)
-    except (ValueError, TypeError, EdgekitError):
-        return ()
+
+def _paces(records: Any) -> list[Pace]:
+    return [from_json(Pace, record) for record in records]
+
+
+def calibration_of(
+    model: OnnxModel, calibration: Calibration, choice: Choice, symmetric: bool
+) -> Calibration:
+    """The calibration with the ranges of `choice`, from its statistics of the prepared graph `model`."""
+    overrides: dict[str, str | Range] = {}
+    if choice.behind:
+        import onnx_ir as ir
+
+        statistics, _ = store.read(calibration.path)
+        through = read_through_activation(ir.from_proto(onnx_file.load(model.path)).graph)
+        seen = {tensor: kind for tensor, kind in through.items() if tensor in calibration.ranges}
+        overrides = dict(ranges_behind(statistics, seen, symmetric=symmetric))
+    return calibrate.choose_ranges(
+        calibration, choice.method, symmetric=symmetric, overrides=overrides
+    )

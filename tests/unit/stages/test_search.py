@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from edgekit.stages.search import Choice, SearchOptions, Trial, run
+from edgekit.stages.search import Choice, Pace, SearchOptions, Trial, run
 
 RANGES = (Choice(method="percentile"), Choice(method="mse"), Choice(method="minmax"))
 DAMAGE = {"a": 10.0, "b": 40.0, "c": 20.0, "d": 30.0}
@@ -122,3 +122,99 @@ def test_a_correction_that_brings_nothing_is_not_taken() -> None:
     result = _run(model, SearchOptions(), corrects=True)
     assert result.best.choice == RANGES[0]
     assert len(result.trials) == 4
+
+
+class FakeRunner:
+    """Races on paper: the ms of each layer in INT8 and in float."""
+
+    def __init__(self, int8: dict[str, float], plain: dict[str, float]) -> None:
+        self.int8, self.plain = int8, plain
+        self.asked: list[Sequence[Choice | None]] = []
+
+    def ms(self, choice: Choice | None) -> float:
+        kept = set(self.plain) if choice is None else set(choice.keep_float)
+        return sum(self.plain[n] if n in kept else self.int8[n] for n in self.int8)
+
+    def race(self, candidates: Sequence[Choice | None]) -> list[Pace]:
+        self.asked.append(candidates)
+        times = [self.ms(choice) for choice in candidates]
+        # a difference under 1 % cannot be told from noise
+        return [
+            Pace(ms=ms, ratio=times[0] / ms, low=0.99 * times[0] / ms, high=1.01 * times[0] / ms)
+            for ms in times
+        ]
+
+
+STRETCHES = (("a",), ("b", "c"), ("d",))
+
+
+def test_stretches_that_are_faster_in_float_stay_float() -> None:
+    model = FakeModel({"percentile": 0.99, "mse": 0.97, "minmax": 0.9}, {})
+    runner = FakeRunner({"a": 4.0, "b": 1, "c": 1, "d": 2}, {"a": 2.0, "b": 3, "c": 3, "d": 2})
+    result = _run(model, SearchOptions(), race=runner.race, stretches=STRETCHES)
+    assert result.faster_float == ("a",)
+    assert result.best.choice.keep_float == ("a",)
+    assert None in runner.asked[0]
+
+
+def test_a_stretch_that_is_faster_alone_must_be_faster_with_the_others() -> None:
+    model = FakeModel({"percentile": 0.99, "mse": 0.97, "minmax": 0.9}, {})
+    times = {(): 10.0, ("a",): 8.0, ("b", "c"): 12.0, ("d",): 9.0, ("a", "d"): 9.5}
+
+    def race(candidates: Sequence[Choice | None]) -> list[Pace]:
+        found = [20.0 if choice is None else times[choice.keep_float] for choice in candidates]
+        return [Pace(ms=ms, ratio=found[0] / ms, low=found[0] / ms, high=9.0) for ms in found]
+
+    options = SearchOptions(least_share=0.0)
+    assert _run(model, options, race=race, stretches=STRETCHES).faster_float == ("a",)
+    times["a", "d"] = 7.0
+    assert _run(model, options, race=race, stretches=STRETCHES).faster_float == ("a", "d")
+    # not faster together than nothing left float: a result of noise is not taken
+    times["a",], times["d",], times["a", "d"] = 9.9, 9.9, 11.0
+    again = iter(([9.9, 20.0, 9.0, 12.0, 9.0], [9.9, 9.9, 11.0]))
+
+    def noisy(candidates: Sequence[Choice | None]) -> list[Pace]:
+        found = next(again)
+        return [Pace(ms=ms, ratio=found[0] / ms, low=found[0] / ms, high=9.0) for ms in found]
+
+    assert _run(model, options, race=noisy, stretches=STRETCHES).faster_float == ()
+
+
+def test_layers_are_left_float_for_speed_only_as_far_as_the_share_allows() -> None:
+    model = FakeModel({"percentile": 0.99, "mse": 0.97, "minmax": 0.9}, {})
+    # float is slower as a whole, and b and c are half of the work
+    runner = FakeRunner({"a": 3.0, "b": 2, "c": 2, "d": 2}, {"a": 9.0, "b": 1, "c": 1, "d": 9})
+    result = _run(model, SearchOptions(), race=runner.race, stretches=STRETCHES)
+    assert result.faster_float == ()
+
+
+def test_where_int8_does_not_pay_any_share_that_does_is_welcome() -> None:
+    model = FakeModel({"percentile": 0.99, "mse": 0.97, "minmax": 0.9}, {})
+    runner = FakeRunner({"a": 3.0, "b": 4, "c": 4, "d": 2}, {"a": 4.0, "b": 1, "c": 1, "d": 3})
+    result = _run(model, SearchOptions(), race=runner.race, stretches=STRETCHES)
+    assert result.faster_float == ("b", "c")
+    assert result.best.int8_mac_share < 0.2
+
+
+def test_of_what_is_near_enough_the_fastest_is_taken() -> None:
+    model = FakeModel({"percentile": 0.97, "mse": 0.969, "minmax": 0.5}, {"a": 0.001})
+
+    def race(candidates: Sequence[Choice | None]) -> list[Pace]:
+        times = [
+            5.0 if choice is not None and choice.method == "mse" else 6.0 for choice in candidates
+        ]
+        return [Pace(ms=ms, ratio=times[0] / ms, low=1.0, high=1.0) for ms in times]
+
+    result = _run(model, SearchOptions(), race=race)
+    assert result.best.choice.method == "mse"
+    assert result.best.latency_ms == 5.0
+    assert any(trial.latency_ms == 6.0 for trial in result.trials)
+
+
+def test_a_budget_is_met_by_the_fastest_that_reaches_it_or_said_to_be_missed() -> None:
+    model = FakeModel(BASE, {"a": 0.03, "d": 0.03})
+    result = _run(model, SearchOptions(least_agreement=0.95))
+    assert result.met and result.best.agreement >= 0.95
+    assert result.best.choice.keep_float == ("a",)
+    missed = _run(FakeModel(BASE, {}), SearchOptions(least_agreement=0.95))
+    assert not missed.met and missed.best.agreement == 0.93
