@@ -15,6 +15,7 @@ from edgekit.errors import UsageError
 if TYPE_CHECKING:
     from edgekit.pipeline import ExportRequest, ExportResult
     from edgekit.project import Project
+    from edgekit.stages.search import Choice
     from edgekit.types import Progress
 
 EPILOG = """\b
@@ -64,6 +65,12 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
     default=120.0,
     show_default=True,
     help="Time limit of that search.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Quantize as an earlier export did (its bundle or manifest.json), without searching.",
 )
 @click.option(
     "--keep-float",
@@ -187,6 +194,7 @@ def _request(
         head=chosen("head"),
         method=chosen("method", "auto"),
         search_seconds=arguments["search_seconds"],
+        replay=_replay(arguments),
         keep_float=arguments["keep_float"],
         ncnn_table=arguments["ncnn_table"],
         dequantize=arguments["dequantize"],
@@ -198,6 +206,17 @@ def _request(
         max_p50_ms=limit_of("max_p50_ms"),
         fresh=arguments["fresh"],
     )
+
+
+def _replay(arguments: dict[str, Any]) -> Choice | None:
+    """What the bundle of --replay chose; other choices beside it would contradict it."""
+    if arguments["replay"] is None:
+        return None
+    if arguments["method"] is not None:
+        raise UsageError("--replay says how to quantize; --method cannot be given beside it.")
+    from edgekit.pipeline.choosing import read_choice
+
+    return read_choice(arguments["replay"])
 
 
 def _with_project(arguments: dict[str, Any], project: Project | None) -> dict[str, Any]:

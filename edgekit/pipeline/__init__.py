@@ -125,6 +125,14 @@ def _demand_possible(request: ExportRequest) -> None:
             f"--ncnn-table is for INT8 targets of ncnn; {request.target.name} is none.",
             hint="Choose arm-int8, rpi4-int8, rpi5-int8 or x86-ncnn-int8.",
         )
+    if request.replay is not None and (
+        not request.target.is_int8 or request.target.runtime.name == "ncnn"
+    ):
+        raise UsageError(
+            f"--replay is for INT8 targets of ONNX Runtime and TensorRT; {request.target.name} "
+            "is none.",
+            hint="Leave --replay out: the stage cache remembers what a search found.",
+        )
     timed = request.max_p99_ms is not None or request.max_p50_ms is not None
     if timed and request.target.device.arch != cpu.detect().arch:
         raise NotPossible(

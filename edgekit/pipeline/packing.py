@@ -11,6 +11,7 @@ from typing import Any
 from edgekit import __version__, bundle
 from edgekit.atomic import sha256_json
 from edgekit.bundle import BundleContents, BundleModel, ChainStep, GoldenSample
+from edgekit.codec import to_record
 from edgekit.errors import EdgekitError, VerificationFailed
 from edgekit.pipeline.device_files import device_files, device_key
 from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
@@ -187,6 +188,8 @@ def _details(made: Made, key: str) -> dict[str, Any]:
             "float_layers": record.floats,
             "slower_in_int8": list(made.measured.value.blame),
             "search": list(record.trials),
+            "sensitivity_db": record.sensitivity_db,
+            "faster_float": list(record.faster_float),
             "layer_methods": record.methods,
         }
     return to_json(details)  # type: ignore[no-any-return]
@@ -200,14 +203,15 @@ def _method(made: Made, asked: str) -> str:
 
 
 def _quantize_options(made: Made, request: ExportRequest) -> dict[str, Any]:
-    """What a second run needs to get the same graph without searching."""
+    """What a second run needs to get the same graph without searching (`--replay`)."""
     choice = made.quantized.value.choice if made.quantized else None
-    keep = (*request.keep_float, *(choice.keep_float if choice else ()))
+    keep = dict.fromkeys((*request.keep_float, *(choice.keep_float if choice else ())))
     return {
         "method": _method(made, request.method),
         "behind_activations": bool(choice and choice.behind),
         "bias_correction": bool(choice and choice.bias_correction),
         "keep_float": list(keep),
+        "choice": to_record(choice) if choice else None,
     }
 
 

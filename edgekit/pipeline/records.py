@@ -48,7 +48,9 @@ class QuantizedRecord:
 
     `model` is the QDQ graph; where a runtime's own files are quantized, `engine` holds those and
     `model` is the float graph that they were made of. `choice` is what was taken (ranges and float
-    layers), `trials` what the search tried for it, `methods` those of layers with one of their own.
+    layers), `trials` what the search tried for it, `methods` those of layers with one of their own;
+    `faster_float` are the layers left float for speed, `sensitivity_db` the SQNR of the outputs with
+    one layer alone in INT8, where the search asked for it.
     """
 
     model: OnnxModel
@@ -59,6 +61,8 @@ class QuantizedRecord:
     weight_bits: int = 8
     choice: Choice | None = None
     trials: tuple[Trial, ...] = ()
+    faster_float: tuple[str, ...] = ()
+    sensitivity_db: dict[str, float] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     parity: ParityReport | None = None
     notes: tuple[str, ...] = ()

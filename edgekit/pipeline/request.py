@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.checkpoint import LoadOptions
+from edgekit.stages.search import Choice
 from edgekit.target import TargetProfile
 from edgekit.types import AccuracyReport, LatencyReport, SpeedUp, StageReport
 
@@ -17,9 +18,9 @@ class ExportRequest:
     """One export. `size` is (height, width); `overrides` are fields of the preprocessing contract.
 
     `method` "auto" searches ranges and float layers for `search_seconds` at most; a calibration
-    method's name takes that one as it is. `max_drop` is in points of the metric (1 point = 0.01),
-    latencies in ms. `limit` caps the labelled images. `fresh` does every stage again although the
-    cache knows it.
+    method's name takes that one as it is; `replay` takes what an earlier run chose. `max_drop` is in
+    points of the metric (1 point = 0.01), latencies in ms. `limit` caps the labelled images. `fresh`
+    does every stage again although the cache knows it.
     """
 
     checkpoint: Path
@@ -35,6 +36,7 @@ class ExportRequest:
     head: str | None = None
     method: str = "auto"
     search_seconds: float = 120.0
+    replay: Choice | None = None
     keep_float: tuple[str, ...] = ()
     ncnn_table: Path | None = None
     dynamic_batch: bool = False

@@ -18,6 +18,7 @@ from edgekit import cpu, onnx_file
 from edgekit.codec import to_record
 from edgekit.errors import UsageError
 from edgekit.filehash import FileHashes
+from edgekit.pipeline.choosing import search_notes, searched, taken
 from edgekit.pipeline.inputs import CalibrationImages
 from edgekit.pipeline.records import (
     Built,
@@ -30,7 +31,7 @@ from edgekit.pipeline.records import (
 from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome, StageRunner
 from edgekit.require import versions_of
-from edgekit.stages.search import SearchOptions, SearchResult
+from edgekit.stages.search import Choice, SearchOptions, SearchResult
 from edgekit.types import Calibration, Engine, OnnxModel, StageOutput
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ VERSIONS = {
     "float_twin": 1,
     "convert": 1,
     "calibrate": 4,
-    "quantize": 6,
+    "quantize": 7,
     "quantize_ncnn": 1,
     "build": 1,
     "evaluate": 2,
@@ -345,7 +346,8 @@ class Steps:
         from edgekit.stages import quantize
 
         request = self.request
-        searches = request.method == AUTO and calibration is not None
+        replay = request.replay
+        searches = request.method == AUTO and calibration is not None and replay is None
         collected = (
             calibration.value if calibration else quantize.no_calibration(prepared.value.model)
         )
@@ -357,6 +359,7 @@ class Steps:
             "onnxruntime",
             "numpy",
             search=request.search_seconds if searches else None,
+            replay=to_record(replay) if replay else None,
             graph=prepared.value.model.sha256,
             statistics=collected.sha256,
             method=request.method,
@@ -374,6 +377,10 @@ class Steps:
                 ranges, chosen, result = self._search(
                     exported.value, prepared.value.model, collected, options, key
                 )
+            elif replay is not None and calibration is not None:
+                ranges, chosen = taken(
+                    prepared.value.model, collected, self.profile, replay, options
+                )
             else:
                 ranges = collected
                 if calibration is not None:
@@ -388,14 +395,19 @@ class Steps:
                 chosen,
             )
             told = search_notes(result) if result else (ranges.method,)
+            choice = result.best.choice if result else replay
+            if choice is None:
+                choice = Choice(method=ranges.method)
             return QuantizedRecord(
                 model=done.model,
                 int8_mac_share=done.placement.int8_mac_share,
                 compute=done.placement.compute,
                 floats=done.placement.floats,
                 weight_bits=done.scheme.weight_bits,
-                choice=result.best.choice if result else None,
+                choice=dataclasses.replace(choice, keep_float=chosen.keep_float),
                 trials=result.trials if result else (),
+                faster_float=result.faster_float if result else (),
+                sensitivity_db=dict(result.sensitivity_db) if result else {},
                 parity=done.parity,
                 notes=done.notes + (told if calibration is not None else ()),
             )
@@ -420,29 +432,22 @@ class Steps:
         key: str,
     ) -> tuple[Calibration, QuantizeOptions, SearchResult]:
         """The calibration and the options that the search chose, and how it went."""
-        from edgekit.stages import search_int8
+        from edgekit.stages.search_int8 import JUDGED_IMAGES
 
-        subject = search_int8.Int8Search(
+        return searched(
             model,
             calibration,
             self.profile,
             exported.contract,
-            self.images.pictures(search_int8.JUDGED_IMAGES),
+            self.images.spread(JUDGED_IMAGES),
             options,
+            SearchOptions(seconds=self.request.search_seconds),
+            self.runner.cache.partial(key),
+            self.runner.progress,
             head=exported.head,
             names=exported.names,
             task=exported.task,
         )
-        result = subject.run(
-            SearchOptions(seconds=self.request.search_seconds),
-            self.runner.cache.partial(key),
-            self.runner.progress,
-        )
-        keep = (*options.keep_float, *result.best.choice.keep_float)
-        chosen = dataclasses.replace(
-            options, keep_float=keep, bias_correction=result.best.choice.bias_correction
-        )
-        return subject.calibration_of(result.best.choice), chosen, result
 
     # --- what the runtime loads, and what it is worth ----------------------------------------
 
@@ -585,19 +590,6 @@ def _with_shape(request: ExportRequest) -> checkpoints.LoadOptions:
 def _first_method(method: str) -> str:
     """A method to choose the first ranges by; a search chooses again."""
     return "percentile" if method == AUTO else method
-
-
-def search_notes(result: SearchResult) -> tuple[str, ...]:
-    choice = result.best.choice
-    text = choice.method + (" behind activations" if choice.behind else "")
-    if choice.bias_correction:
-        text += ", biases corrected"
-    if choice.keep_float:
-        text += f", {len(choice.keep_float)} layers left float"
-    text += (
-        f": {result.best.agreement:.1%} agreement with float, best of {len(result.trials)} trials"
-    )
-    return (text, *(("the search ran out of time",) if result.out_of_time else ()))
 
 
 def _symmetric(profile: Any) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.codec import to_record
+from edgekit.pipeline.choosing import search_notes
 from edgekit.pipeline.records import Built, Exported, QuantizedRecord
 from edgekit.pipeline.runner import Outcome
-from edgekit.pipeline.steps import AUTO, Steps, search_notes
+from edgekit.pipeline.steps import AUTO, Steps
 from edgekit.stages.search import SearchOptions, SearchResult
 from edgekit.types import Calibration, Engine, StageOutput
 

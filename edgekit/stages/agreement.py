@@ -11,7 +11,7 @@ seeing an image that accuracy is reported on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import BadInput
@@ -56,20 +56,21 @@ class Agreement:
         self._input = reference.inputs[0].name
         self._blocks = blocks
         self._confident = confident
-        self._placed = [apply(picture, contract) for picture in pictures]
-        self._outputs = [reference.run({self._input: feed}) for feed, _ in self._placed]
+        self._pictures = pictures
+        self._contract = contract
+        # kept only where numbers are compared: a detector's outputs of a hundred images are a gigabyte
+        self._outputs: list[dict[str, NDArray[Any]]] = []
         size = (contract.height, contract.width)
         self._decoder: Decoder | None = Decoder(
             size, head=head, names=names, named=bool(names), task=task
         )
         try:
-            self._decoder.settle(self._outputs[0])
+            first, _ = apply(pictures[0], contract)
+            self._decoder.settle(reference.run({self._input: first}))
         except BadInput:
             # outputs that no head explains are compared as numbers
             self._decoder = None
-        self._answers = [
-            self._decode(outputs, number) for number, outputs in enumerate(self._outputs)
-        ]
+        self._answers = [] if self._decoder is None else list(self._run(reference))
         if self._decoder is not None and self._decoder.match.head.task == "detect":
             certain = sum(
                 int((answer.scores >= confident).sum())
@@ -78,23 +79,27 @@ class Agreement:
             )
             if not certain:
                 self._decoder = None
-
-    def _decode(
-        self, outputs: dict[str, NDArray[Any]], number: int
-    ) -> Detections | Classification | None:
         if self._decoder is None:
-            return None
-        row = outputs[self._decoder.match.output][0]
-        placement = self._placed[number][1]
-        return self._decoder.decode(row, placement, Suppression(), f"calibration image {number}")
+            self._outputs = list(self._numbers_of(reference))
+
+    def _numbers_of(self, session: Session) -> Iterator[dict[str, NDArray[Any]]]:
+        for picture in self._pictures:
+            yield session.run({self._input: apply(picture, self._contract)[0]})
+
+    def _run(self, session: Session) -> Iterator[Detections | Classification]:
+        """What `session` sees on each image, decoded."""
+        assert self._decoder is not None
+        for number, picture in enumerate(self._pictures):
+            feed, placement = apply(picture, self._contract)
+            row = session.run({self._input: feed})[self._decoder.match.output][0]
+            yield self._decoder.decode(row, placement, Suppression(), f"calibration image {number}")
 
     def score(self, candidate: Session) -> float:
         """Agreement of `candidate` with the float model, 0 to 1."""
-        found = [candidate.run({self._input: feed}) for feed, _ in self._placed]
         if self._decoder is None:
-            return self._numbers(found)
+            return self._numbers(self._numbers_of(candidate))
         try:
-            answers = [self._decode(outputs, number) for number, outputs in enumerate(found)]
+            answers = list(self._run(candidate))
         except BadInput:
             # values that no right decoding gives: as far from the float model as can be
             return 0.0
@@ -102,7 +107,7 @@ class Agreement:
             return self._detections(answers)
         return self._classes(answers)
 
-    def _numbers(self, found: list[dict[str, NDArray[Any]]]) -> float:
+    def _numbers(self, found: Iterable[dict[str, NDArray[Any]]]) -> float:
         meter = ParityMeter(self._blocks)
         for reference, outputs in zip(self._outputs, found, strict=True):
             meter.add(reference, outputs)
