@@ -268,34 +268,48 @@ def _figures(answer: Any, bundle: Path) -> tuple[float, float, float, float]:
     return 100 * accuracy["float"], 100 * accuracy["int8"], share, size
 
 
+def _coco(assets: Path, folder: Path) -> Path:
+    """The data file of the COCO photos: class names in the order of their ids, as models have them."""
+    labels = json.loads((assets / "coco" / "instances_val2017.json").read_text())
+    names = [c["name"] for c in sorted(labels["categories"], key=lambda c: c["id"])]
+    data = folder / "coco.yaml"
+    lines = [
+        f"path: {assets / 'coco'}",
+        "val: val2017",
+        "annotations: instances_val2017.json",
+        f"names: {json.dumps(names)}",
+    ]
+    data.write_text("\n".join(lines) + "\n")
+    return data
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["arm-int8", "x86-ncnn-int8"])
-@pytest.mark.parametrize(("model", "least"), [("yolo11n_cells_p50.pt", -0.5)])
+@pytest.mark.parametrize(
+    ("model", "target", "least"),
+    [
+        ("yolo11n_cells_p50.pt", "arm-int8", -0.5),
+        ("yolo11n_cells_p50.pt", "x86-ncnn-int8", -0.5),
+        ("yolov5n.onnx", "rpi5-int8", 30.0),
+        ("yolo11n_w8.pt", "rpi5-int8", 39.0),
+    ],
+)
 def test_detectors_keep_their_accuracy(
     assets: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     model: str,
-    least: float,
     target: str,
+    least: float,
 ) -> None:
     pytest.importorskip("ultralytics")
-    images = assets / "txl_pbc" / "images" / "train"
-    data = str(assets / "txl_pbc" / "data.yaml")
+    if "cells" in model:
+        images, data = assets / "txl_pbc" / "images" / "train", assets / "txl_pbc" / "data.yaml"
+    else:
+        images, data = assets / "coco" / "calib", _coco(assets, tmp_path)
     out = tmp_path / "bundle"
+    path = str(assets / "models" / model)
     answer = _export(
-        [
-            str(assets / "models" / model),
-            "-t",
-            target,
-            "--images",
-            str(images),
-            "--data",
-            data,
-            "-o",
-            str(out),
-        ],
-        capsys,
+        [path, "-t", target, "--images", str(images), "--data", str(data), "-o", str(out)], capsys
     )
     if answer["precision"] != "int8":  # slower here than float: the board decides
         assert target.startswith("x86")
