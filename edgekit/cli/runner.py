@@ -86,3 +86,17 @@ def list_command(as_json: bool) -> None:
         kind = "static" if runner.static else "dynamic"
         table.add_row(runner.arch, kind, f"{runner.size_mb:.1f}", str(runner.path))
     print_table(table)
+
+
+@command.command("clear")
+@json_option
+def clear_command(as_json: bool) -> None:
+    """Remove the built runners, libncnn and its source; the next build takes minutes again."""
+    from edgekit.stages import runner_build
+    from edgekit.stages.ncnn_source import native_cache
+
+    removed, freed_mb = runner_build.clear()
+    if as_json:
+        emit({"folder": native_cache(), "removed": removed, "freed_mb": freed_mb})
+        return
+    note(f"Removed {removed} entries, {freed_mb:.1f} MB, from {native_cache()}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from edgekit.atomic import disk_errors, replacing, sha256_file, sha256_json
 from edgekit.errors import BuildFailed
+from edgekit.filelock import lock
 from edgekit.stages.native_build import configure_and_build, only_one, put_in_place
 from edgekit.stages.ncnn_library import cmake_folder, library, library_key
 from edgekit.stages.ncnn_source import native_cache
@@ -84,6 +86,31 @@ def built() -> list[BuiltRunner]:
         _, arch, kind, _ = path.parent.name.split("-")
         runners.append(describe(path, arch, kind == "static"))
     return runners
+
+
+def clear() -> tuple[int, float]:
+    """Empty the native cache, but for what another process builds at this moment.
+
+    Returns how many entries went, and their size in MB (10^6 bytes).
+    """
+    removed, freed_mb = 0, 0.0
+    folder = native_cache()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix == ".lock":
+            continue
+        # the work folders are `.NAME.build` and the like of the lock `NAME.lock`
+        name = path.name[1:].rpartition(".")[0] if path.name.startswith(".") else path.name
+        with contextlib.ExitStack() as stack:
+            guard = folder / f"{name}.lock"
+            if guard.exists():
+                file = stack.enter_context(open(guard, "ab"))
+                if lock(file.fileno(), exclusive=True, wait=False) is False:
+                    continue
+            files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+            freed_mb += sum(p.stat().st_size for p in files) / 1e6
+            removed += 1
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    return removed, freed_mb
 
 
 def sources_hash(folder: Path) -> str:

@@ -172,6 +172,25 @@ def test_the_sources_lie_where_the_build_looks() -> None:
         assert (toolchain.cpp_folder() / "toolchains" / f"{arch}.cmake").is_file()
 
 
+def test_clearing_spares_what_is_being_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_NATIVE_CACHE", str(tmp_path))
+    assert runner_build.clear() == (0, 0.0)
+    finished = tmp_path / "runner-aarch64-static-0123456789ab"
+    finished.mkdir()
+    (finished / "edgekit-ncnn").write_bytes(b"x" * 1000)
+    (tmp_path / "ncnn.tar.gz").write_bytes(b"x" * 1000)
+    (runner,) = runner_build.built()
+    assert (runner.arch, runner.static, runner.size_mb) == ("aarch64", True, 0.001)
+    with only_one(tmp_path / "libncnn", "libncnn", no_progress):
+        (tmp_path / ".libncnn.build").mkdir()
+        assert runner_build.clear() == (2, 0.002)
+        assert (tmp_path / ".libncnn.build").is_dir()
+    assert runner_build.clear()[0] == 1
+    assert runner_build.built() == []
+
+
 def test_two_builders_of_one_folder_take_turns(tmp_path: Path) -> None:
     words: list[str] = []
     with only_one(tmp_path / "x", "it", no_progress):
