@@ -178,8 +178,14 @@ def do_on_devices(
         keep=choice.keep,
         run=choice.run,
     )
+
+    def announce(device: str, run: str) -> None:
+        # the local device is this machine: nothing can be cut
+        if device != "local":
+            note(f"{device}: run {run}; --pick-up {run} fetches it, should the connection be lost")
+
     with progress(quiet=quiet) as report:
-        return work_on_all(choice.devices, work, report)
+        return work_on_all(choice.devices, work, report, None if quiet else announce)
 
 
 def answers_json(answers: Sequence[DeviceAnswer]) -> dict[str, Any]:

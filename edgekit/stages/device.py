@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,14 @@ def work_on(
     device: Device,
     work: DeviceWork,
     progress: Progress = no_progress,
+    *,
     stop: threading.Event | None = None,
+    announce: Callable[[str, str], None] | None = None,
 ) -> DeviceAnswer:
     """Do `work` on one board. What goes wrong there is in the answer.
 
-    Raises BadInput only for a bundle that cannot be read here.
+    `announce` hears the device's and the run's name before the run is started: with them it can be
+    picked up whatever becomes of us. Raises BadInput only for a bundle that cannot be read here.
     """
     started = time.monotonic()
     bundles = [read_manifest(path) for path in (work.bundle, work.against) if path is not None]
@@ -118,7 +121,7 @@ def work_on(
     error: EdgekitError | None = None
     try:
         with board:
-            outcome = _outcome(board, work, run, bundles, files)
+            outcome = _outcome(board, work, run, bundles, files, announce)
         answer = parse_answer(device.name, outcome)
         error = error_of(device.name, answer)
     except EdgekitError as caught:
@@ -141,6 +144,7 @@ def _outcome(
     run: str,
     bundles: Sequence[Manifest],
     files: Sequence[list[BoardFile]],
+    announce: Callable[[str, str], None] | None,
 ) -> Outcome:
     if work.run is not None:
         return board.pick_up(work.run, keep=work.keep)
@@ -159,6 +163,8 @@ def _outcome(
     argv += work.options
     if len(keys) > 1:
         argv += ["--against", {"bundle": keys[1]}]
+    if announce is not None:
+        announce(board.device.name, run)
     return board.run([*argv, "--", {"bundle": keys[0]}], name=run, keep=work.keep)
 
 
@@ -203,14 +209,17 @@ def error_of(device: str, answer: dict[str, Any]) -> EdgekitError | None:
 
 
 def work_on_all(
-    devices: Sequence[Device], work: DeviceWork, progress: Progress = no_progress
+    devices: Sequence[Device],
+    work: DeviceWork,
+    progress: Progress = no_progress,
+    announce: Callable[[str, str], None] | None = None,
 ) -> list[DeviceAnswer]:
     """Do `work` on all boards at the same time; one answer for each, in their order.
 
     When we are interrupted, what runs on the boards is cancelled first. Raises as `work_on`.
     """
     if len(devices) == 1:
-        return [work_on(devices[0], work, progress)]
+        return [work_on(devices[0], work, progress, announce=announce)]
     for path in (work.bundle, work.against):
         if path is not None:
             read_manifest(path)
@@ -220,7 +229,13 @@ def work_on_all(
 
     def one(number: int) -> None:
         try:
-            answers[number] = work_on(devices[number], work, lambda *said: news.put(said), stop)
+            answers[number] = work_on(
+                devices[number],
+                work,
+                lambda *said: news.put(said),
+                stop=stop,
+                announce=announce,
+            )
         except BaseException as error:  # shown by the main thread
             answers[number] = error
         finally:

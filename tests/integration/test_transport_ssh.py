@@ -160,7 +160,7 @@ def test_upload_cut_in_the_middle_goes_on_where_it_was(host: RemoteHost, tmp_pat
     host.wait_until_quiet()
 
 
-@pytest.mark.parametrize("how", ["cut", "link"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("link", marks=pytest.mark.slow)])
 def test_a_run_survives_its_connection(host: RemoteHost, tmp_path: Path, how: str) -> None:
     """The connection is cut, or the cable is out for longer than the patience; the run goes on."""
     device = host.device(f"survives-{how}", silence_s=1.5)
@@ -191,6 +191,7 @@ def outputs(device: Device) -> list[str]:
     return [path.read_text() for path in Path(device.address.folder).glob("runs/*/stdout")]
 
 
+@pytest.mark.slow
 def test_a_run_is_picked_up_by_another_command(host: RemoteHost, tmp_path: Path) -> None:
     device = host.device("picked-up", silence_s=1.0)
     go = tmp_path / "go"
@@ -268,6 +269,7 @@ def test_interrupt_cancels_the_run(host: RemoteHost, tmp_path: Path) -> None:
     assert not list((Path(device.address.folder) / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_runs_take_turns(host: RemoteHost, tmp_path: Path) -> None:
     """Two measurements at once would disturb each other: the second one waits."""
     device = host.device("turns")
@@ -324,6 +326,7 @@ def test_wrong_key_and_no_server_and_no_such_host(host: RemoteHost, tmp_path: Pa
         Board(nowhere).connect()
 
 
+@pytest.mark.slow
 def test_link_down_from_the_beginning(host: RemoteHost) -> None:
     host.link_down()
     try:
@@ -471,6 +474,7 @@ def test_arguments_arrive_letter_by_letter(host: RemoteHost, tmp_path: Path) -> 
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 def test_folders_are_taken_letter_by_letter(
     host: RemoteHost, small: list[BoardFile], tmp_path: Path
 ) -> None:
