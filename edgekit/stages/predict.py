@@ -84,6 +84,7 @@ class Predictor:
         self._rule = suppression or Suppression()
         self._workers = workers or max(1, min(_MOST_WORKERS, available_cores() - 1))
         self._max_bad_share = max_bad_share
+        self._turned: set[str] = set()
         self._size = (contract.height, contract.width)
         self._input = check_input(session, contract)
         self._batch = _batch_size(self._input, batch)
@@ -184,6 +185,8 @@ class Predictor:
             image = sample.image()
             height, width = image.shape[:2]
             truth = None if sample.objects is None else sample.truth(height, width)
+            if truth is not None and sample.is_turned(height):
+                self._turned.add(sample.name)
             tensor, placement = preprocess.apply(image, self.contract)
         except BadInput as error:
             return error
@@ -262,6 +265,11 @@ class Predictor:
         if self.skipped:
             self.notes.append(
                 f"{len(self.skipped)} images could not be read and were left out: {self.skipped[0]}"
+            )
+        if self._turned:
+            self.notes.append(
+                f"{len(self._turned)} images are turned by EXIF and were labelled as they are stored: "
+                f"their boxes are turned along ({min(self._turned)})."
             )
         self.notes.extend(self._decoder.finish())
 

@@ -83,6 +83,22 @@ class Sample:
         assert self.path is not None
         return images.read(self.path)
 
+    def is_turned(self, height: int) -> bool:
+        """Whether the labels were made on an image whose sides are those of the decoded one, swapped."""
+        return self.size is not None and self.size[0] != height == self.size[1]
+
+    @staticmethod
+    def _turned(truth: Truth, turn: int, size: tuple[int, int]) -> Truth:
+        """Boxes on stored pixels of `size` (height, width) → on the upright image; see quarter_turn."""
+        (x1, y1, x2, y2), (height, width) = truth.boxes.T, size
+        corners = {
+            5: (y1, x1, y2, x2),
+            6: (height - y2, x1, height - y1, x2),
+            7: (height - y2, width - x2, height - y1, width - x1),
+            8: (y1, width - x2, y2, width - x1),
+        }
+        return dataclasses.replace(truth, boxes=np.stack(corners[turn], axis=1))
+
     def sha256(self, hash_file: Callable[[Path], str] = sha256_file) -> str:
         """Hex sha256 of the image file's bytes (no decoding), or of the pixels and their shape.
 
@@ -98,15 +114,18 @@ class Sample:
     def truth(self, height: int, width: int) -> Truth:
         """The boxes in pixels of the decoded image of `height` x `width`.
 
-        Normalized boxes are scaled and clipped to the image. Raises BadInput when the labels were
-        made on an image of another size: the boxes would lie in the wrong places.
+        Normalized boxes are scaled and clipped to the image. Boxes that were made on the pixels as
+        they are stored, of an image that EXIF turns by a quarter, are turned with it. Raises BadInput
+        when the labels were made on an image of another size: they would lie in the wrong places.
         """
         if self.objects is None:
             raise ValueError(f"{self.name} is not a detection sample")
         if self.size is not None and self.size != (height, width):
-            turned = " (turned by its EXIF orientation)" if self.size == (width, height) else ""
+            turn = images.quarter_turn(self.path) if self.path and self.is_turned(height) else None
+            if turn is not None and not self.normalized:
+                return self._turned(self.objects, turn, self.size)
             raise BadInput(
-                f"The image {self.path or self.name} is {width}x{height} pixels{turned}, but its "
+                f"The image {self.path or self.name} is {width}x{height} pixels, but its "
                 f"annotations were made on {self.size[1]}x{self.size[0]}.",
                 hint="Correct width and height in the json, or store the image as it was labelled.",
             )

@@ -84,7 +84,7 @@ def test_listed_images_that_are_missing_are_noted(tmp_path):
 
 def test_another_image_size_would_misplace_every_box(tmp_path):
     (sample, _) = open_dataset(write(tmp_path)).samples
-    with pytest.raises(BadInput, match=r"is 40x80 pixels \(turned by its EXIF orientation\)"):
+    with pytest.raises(BadInput, match="is 40x80 pixels, but"):
         sample.truth(80, 40)
     with pytest.raises(BadInput, match="annotations were made on 80x40"):
         sample.truth(400, 800)
