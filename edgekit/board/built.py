@@ -48,7 +48,7 @@ def sha256_of(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden temporary path beside `path`; renamed to it when the block ends well.
 
-    Removed when it fails or is interrupted. A full disk is a NoSpace, a refused write a BadInput.
+    Removed when it fails or is interrupted. A full disk is a NoSpace, every other refusal a BadInput.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,10 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpace(f"No space left while writing {path}.", "Free some space.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise BadInput(
-                f"Cannot write {path}: {error.strerror}.",
-                hint="Copy the bundle to a folder that can be written to.",
-            ) from error
-        raise
+        raise BadInput(
+            f"Cannot write {path}: {error.strerror}.",
+            hint="Choose a place that can be written to.",
+        ) from error
 
 
 def add(

@@ -1,7 +1,6 @@
 """The preprocessing contract on the board: from a golden image to the input tensor, in pure Python.
 
-The arithmetic is that of edgekit.preprocess, of which this does the part that needs no resampling:
-placing, padding, cropping, colour order, and the table of 256 values a channel.
+The arithmetic is that of edgekit.preprocess; what is not done here is resampling by area and by cubics.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
+from edgekit.board import resize
 from edgekit.board.errors import BadInput
 from edgekit.board.png import Image
 from edgekit.board.tensor import Tensor
 
+_MOST_PIXELS = 1 << 26
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color": ("rgb", "bgr", "gray"),
     "resize": ("letterbox", "stretch", "center_crop", "none"),
@@ -115,7 +116,7 @@ def _whole(value: Any, what: str) -> int:
 
 
 def apply(image: Image, contract: Contract) -> Tensor | None:
-    """The input tensor of `image`; None where the contract resamples it, which is not done here.
+    """The input tensor of `image`; None where the contract resamples it by "area" or "bicubic".
 
     Raises BadInput when `resize` is "none" and the image has another size.
     """
@@ -145,47 +146,72 @@ def _round_half_up(value: float) -> int:
     return max(1, math.floor(value + 0.5))
 
 
-def _fit(image: Image, contract: Contract) -> Image | None:
-    """Step 1 of the contract where no pixel is resampled: pad, crop, or take as it is."""
-    height, width = image.height, image.width
+def is_resampled(image: Image, contract: Contract) -> bool:
+    """Whether the contract makes new pixels of `image`'s, rather than placing or cutting them."""
+    return (image.height, image.width) != _resized_to(image, contract)
+
+
+def _resized_to(image: Image, contract: Contract) -> tuple[int, int]:
+    """Height and width to which the image is resized before it is padded or cut."""
     if contract.resize == "none":
-        if (height, width) != (contract.height, contract.width):
-            raise BadInput(
-                f"an image of {height}x{width} pixels where the model takes exactly "
-                f"{contract.height}x{contract.width}"
-            )
-        return image
+        return image.height, image.width
     if contract.resize == "stretch":
-        return image if (height, width) == (contract.height, contract.width) else None
+        return contract.height, contract.width
     if contract.resize == "letterbox":
-        ratio = min(contract.height / height, contract.width / width)
+        ratio = min(contract.height / image.height, contract.width / image.width)
         if not contract.upscale:
             ratio = min(ratio, 1.0)
-        new_height = min(contract.height, _round_half_up(height * ratio))
-        new_width = min(contract.width, _round_half_up(width * ratio))
-        if (new_height, new_width) != (height, width):
-            return None
-        spare_y, spare_x = contract.height - height, contract.width - width
-        top, left = (spare_y // 2, spare_x // 2) if contract.pad_place == "center" else (0, 0)
-        pad = bytes([contract.pad_value])
-        rows = [pad * (3 * contract.width)] * top
-        for y in range(height):
-            row = image.rgb[3 * width * y : 3 * width * (y + 1)]
-            rows.append(pad * (3 * left) + row + pad * (3 * (spare_x - left)))
-        rows += [pad * (3 * contract.width)] * (spare_y - top)
-        return Image(contract.height, contract.width, b"".join(rows))
+        height, width = _round_half_up(image.height * ratio), _round_half_up(image.width * ratio)
+        return min(contract.height, height), min(contract.width, width)
     ratio = max(
-        contract.height / contract.crop_fraction / height,
-        contract.width / contract.crop_fraction / width,
+        contract.height / contract.crop_fraction / image.height,
+        contract.width / contract.crop_fraction / image.width,
     )
-    new_height = max(contract.height, _round_half_up(height * ratio))
-    new_width = max(contract.width, _round_half_up(width * ratio))
-    if (new_height, new_width) != (height, width):
-        return None
-    top, left = (height - contract.height) // 2, (width - contract.width) // 2
+    height, width = _round_half_up(image.height * ratio), _round_half_up(image.width * ratio)
+    return max(contract.height, height), max(contract.width, width)
+
+
+def _fit(image: Image, contract: Contract) -> Image | None:
+    """Step 1 of the contract: resize, then pad or cut. None where the resampling is not done here."""
+    exact = (contract.height, contract.width)
+    if contract.resize == "none" and (image.height, image.width) != exact:
+        raise BadInput(
+            f"an image of {image.height}x{image.width} pixels where the model takes exactly "
+            f"{contract.height}x{contract.width}"
+        )
+    if is_resampled(image, contract):
+        height, width = _resized_to(image, contract)
+        if height * width > _MOST_PIXELS:
+            raise BadInput(f"resized to {height}x{width} pixels it would be too large")
+        if contract.interpolation == "bilinear":
+            image = resize.bilinear(image, height, width)
+        elif contract.interpolation == "nearest":
+            image = resize.nearest(image, height, width)
+        else:
+            return None
+    if contract.resize == "letterbox":
+        return _padded(image, contract)
+    return _cut(image, contract)
+
+
+def _padded(image: Image, contract: Contract) -> Image:
+    spare_y, spare_x = contract.height - image.height, contract.width - image.width
+    top, left = (spare_y // 2, spare_x // 2) if contract.pad_place == "center" else (0, 0)
+    pad = bytes([contract.pad_value])
+    empty = pad * (3 * contract.width)
+    before, after = pad * (3 * left), pad * (3 * (spare_x - left))
+    size = 3 * image.width
+    rows = [before + image.rgb[size * y : size * (y + 1)] + after for y in range(image.height)]
+    rows = [empty] * top + rows + [empty] * (spare_y - top)
+    return Image(contract.height, contract.width, b"".join(rows))
+
+
+def _cut(image: Image, contract: Contract) -> Image:
+    """The middle of the image, of the contract's size."""
+    top, left = (image.height - contract.height) // 2, (image.width - contract.width) // 2
     rows = []
     for y in range(top, top + contract.height):
-        start = 3 * (width * y + left)
+        start = 3 * (image.width * y + left)
         rows.append(image.rgb[start : start + 3 * contract.width])
     return Image(contract.height, contract.width, b"".join(rows))
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from edgekit.board.built import sha256_of
+from edgekit.board.built import SIDECAR, sha256_of
 from edgekit.board.contract import Contract
 from edgekit.board.errors import BadInput, VerificationFailed
 from edgekit.board.manifest import BUILT, MANIFEST, SUMS, Manifest, Model
@@ -52,14 +52,21 @@ def demand_files(manifest: Manifest, model: Model) -> None:
 
 
 def unlisted(manifest: Manifest) -> list[str]:
-    """What lies in the folder without standing in the manifest, built/ left out."""
+    """What lies in the folder without standing in the manifest.
+
+    In built/ a file belongs there by its sidecar; edgekit.board.built looks at what that says.
+    """
     known = {*manifest.files, MANIFEST, SUMS}
+    made = manifest.folder / BUILT
+    if made.is_dir() and not made.is_symlink():
+        for entry in made.iterdir():
+            sidecar = entry.with_name(entry.name + SIDECAR)
+            if entry.is_file() and sidecar.is_file():
+                known |= {f"{BUILT}/{entry.name}", f"{BUILT}/{sidecar.name}"}
     found = []
     root = str(manifest.folder)
     for place, folders, files in os.walk(root):
         relative = Path(place).relative_to(root)
-        if place == root and BUILT in folders and not (manifest.folder / BUILT).is_symlink():
-            folders.remove(BUILT)
         links = [name for name in folders if Path(place, name).is_symlink()]
         for name in (*files, *links):
             path = (relative / name).as_posix()

@@ -73,6 +73,13 @@ class WorkerProcess:
         affinity: Sequence[int] = (),
     ) -> None:
         """Open the bundle's model in `driver`, pinned to the CPUs of `affinity` when there are any."""
+        try:
+            str(bundle.absolute()).encode()
+        except UnicodeEncodeError as error:
+            # the runtimes take their files' names as UTF-8
+            raise BadInput(
+                f"The path {str(bundle)!r} is not valid UTF-8.", "Rename the folder."
+            ) from error
         answer = self._ask(
             "opening",
             do="open",

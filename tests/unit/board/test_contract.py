@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zlib
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from edgekit import preprocess
-from edgekit.board.contract import Contract, apply
+from edgekit.board import resize
+from edgekit.board.contract import Contract, apply, is_resampled
 from edgekit.board.errors import BadInput
 from edgekit.board.png import Image, decode
 from edgekit.preprocess import Preprocess
@@ -90,6 +92,8 @@ _CASES: list[dict[str, Any]] = [
     {"resize": "none"},
     {"resize": "center_crop"},
     {"upscale": False},
+    {"interpolation": "nearest"},
+    {"resize": "center_crop", "crop_fraction": 0.875},
 ]
 
 
@@ -105,12 +109,42 @@ def test_the_tensor_is_that_of_the_host(changes: dict[str, Any], size: tuple[int
         with pytest.raises(BadInput, match="exactly"):
             apply(Image(*size, image.tobytes()), contract)
         return
-    found = apply(Image(*size, image.tobytes()), contract)
-    resampled = (placement.scale_x, placement.scale_y) != (1.0, 1.0)
-    assert (found is None) == resampled
-    if found is not None:
-        assert (found.shape, found.dtype) == (expected.shape, str(expected.dtype))
-        assert bytes(found.data) == expected.tobytes()
+    source = Image(*size, image.tobytes())
+    found = apply(source, contract)
+    assert found is not None
+    assert (found.shape, found.dtype) == (expected.shape, str(expected.dtype))
+    assert bytes(found.data) == expected.tobytes()
+    assert is_resampled(source, contract) or (placement.scale_x, placement.scale_y) == (1.0, 1.0)
+
+
+def test_resizing_is_that_of_opencv_for_every_size() -> None:
+    generator = random.Random(1)
+    for number in range(250):
+        size = (generator.randint(1, 40), generator.randint(1, 40))
+        target = (generator.randint(1, 40), generator.randint(1, 40))
+        image = _image(*size, number)
+        for name, function, flag in (
+            ("bilinear", resize.bilinear, cv2.INTER_LINEAR),
+            ("nearest", resize.nearest, cv2.INTER_NEAREST),
+        ):
+            found = function(Image(*size, image.tobytes()), *target)
+            expected = cv2.resize(image, target[::-1], interpolation=flag)
+            assert found.rgb == expected.tobytes(), (name, size, target)
+
+
+def test_real_sizes_are_resized_as_by_opencv() -> None:
+    smooth = cv2.resize(_image(30, 40), (500, 333), interpolation=cv2.INTER_CUBIC)
+    for height, width in ((213, 320), (640, 640), (32, 32), (333, 320)):
+        found = resize.bilinear(Image(333, 500, smooth.tobytes()), height, width)
+        expected = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
+        assert found.rgb == expected.tobytes()
+
+
+@pytest.mark.parametrize("interpolation", ["area", "bicubic"])
+def test_what_is_not_computed_is_not_guessed(interpolation: str) -> None:
+    contract = Contract(height=24, width=32, interpolation=interpolation)
+    assert apply(Image(40, 40, bytes(4800)), contract) is None
+    assert apply(Image(24, 32, bytes(2304)), contract) is not None
 
 
 def test_luma_of_every_colour_is_that_of_opencv() -> None:
