@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first and alone: from then on nothing pulls another one
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch,ultralytics,ncnn,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch,ultralytics,ncnn,tensorrt-rtx,dev]'
 	@# ultralytics brings opencv-python, whose cv2 needs a desktop's libraries; both wheels own the
 	@# same folder, so the headless one is put back alone
 	$(BIN)/python -m pip uninstall -q -y opencv-python opencv-python-headless

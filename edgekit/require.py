@@ -18,6 +18,7 @@ _CARRIERS: dict[str, tuple[str, str]] = {
     "pnnx": ("pnnx", "ncnn"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "pycuda": ("pycuda", "tensorrt"),
+    "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
     "onnx": ("onnx", ""),
     "onnxruntime": ("onnxruntime", ""),
     "onnxsim": ("onnxsim", ""),

@@ -99,6 +99,9 @@ class Quantize:
     Add whose ranges differ by more than this factor do not share a scale. `min_channels`:
     convolutions with fewer input channels stay float. `reduce_range`: 7-bit weights; "auto" asks the
     CPU (`TargetProfile.reduces_range`). `bias`: "int32", scale = input scale * weight scale, or "float".
+    `operands_only`: QDQ stands in front of INT8 operators alone, and of an Add only on the branch that
+    no convolution just made; what comes out of an operator stays as it is (TensorRT).
+    `small_share`: convolutions below `min_channels` stay float only up to this share of the MACs.
     `winograd` (ncnn): 3x3 convolutions of stride 1 run by Winograd, whose sums hold 6-bit weights;
     false gives them 8 bits and keeps Winograd off them. `forms` (FORMS): what is computed in another
     form because the runtime is faster at that, see edgekit.quantization.integer_forms.
@@ -117,6 +120,8 @@ class Quantize:
     max_range_ratio: float = field(default=16.0, metadata={"minimum": 1.0})
     min_channels: int = field(default=0, metadata={"minimum": 0})
     forms: tuple[str, ...] = ()
+    small_share: float = field(default=1.0, metadata={"minimum": 0.0})
+    operands_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

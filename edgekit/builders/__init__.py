@@ -13,6 +13,7 @@ from edgekit.types import Engine, OnnxModel
 BUILDERS = {
     "onnxruntime": "edgekit.builders.onnxruntime",
     "ncnn": "edgekit.builders.ncnn",
+    "tensorrt": "edgekit.builders.tensorrt",
 }
 
 

@@ -83,6 +83,18 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
     type=click.Path(path_type=Path),
     help="ncnn only: a calibration table of ncnn2table, whose scales are used as they are.",
 )
+@click.option(
+    "--calibration-batches",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="TensorRT only: carry so many preprocessed images for TensorRT's own calibrators.",
+)
+@click.option(
+    "--half-io",
+    is_flag=True,
+    help="TensorRT only: inputs and outputs of the float16 graph are float16, too.",
+)
 @click.option("--max-drop", type=click.FloatRange(min=0), help="Accuracy budget in points.")
 @click.option("--max-p99-ms", type=click.FloatRange(min=0, min_open=True), help="Latency budget.")
 @click.option("--max-p50-ms", type=click.FloatRange(min=0, min_open=True), help="Latency budget.")
@@ -197,6 +209,8 @@ def _request(
         replay=_replay(arguments),
         keep_float=arguments["keep_float"],
         ncnn_table=arguments["ncnn_table"],
+        calibration_batches=arguments["calibration_batches"],
+        half_io=arguments["half_io"],
         dequantize=arguments["dequantize"],
         dynamic_batch=arguments["dynamic"] or bool(section and section.dynamic),
         max_bad_share=arguments["max_bad_images"],

@@ -133,7 +133,21 @@ def _demand_possible(request: ExportRequest) -> None:
             "is none.",
             hint="Leave --replay out: the stage cache remembers what a search found.",
         )
+    if (request.calibration_batches or request.half_io) and (
+        request.target.runtime.name != "tensorrt"
+    ):
+        raise UsageError(
+            "--calibration-batches and --half-io are for TensorRT targets; "
+            f"{request.target.name} is none.",
+            hint="Choose jetson-int8, cuda-int8 or another of `edgekit targets list`.",
+        )
     timed = request.max_p99_ms is not None or request.max_p50_ms is not None
+    if timed and request.target.build.build_on_device:
+        raise NotPossible(
+            f"A latency budget for {request.target.name} cannot be checked here: the engine is "
+            "built on its device.",
+            hint="Export without it; `edgekit bench BUNDLE --max-p99-ms` on the device checks it.",
+        )
     if timed and request.target.device.arch != cpu.detect().arch:
         raise NotPossible(
             f"A latency budget for {request.target.name} cannot be checked here: it is built for "

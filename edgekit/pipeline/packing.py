@@ -98,7 +98,8 @@ def pack(steps: Steps, made: Made, key: str) -> None:
     golden = []
     from edgekit.preprocess import apply
 
-    with open_session(carried.engine.runtime, carried.engine.files) as session:
+    runs = steps.runnable(carried.engine)
+    with open_session(runs.runtime, runs.files) as session:
         name = session.inputs[0].name
         for picture in pictures:
             tensor, _ = apply(picture, contract)
@@ -119,11 +120,14 @@ def pack(steps: Steps, made: Made, key: str) -> None:
             "parameters": exported.parameters,
         },
         chain=_chain(steps, made),
-        models=(BundleModel(engine=carried.engine, inputs=inputs, outputs=outputs),),
+        models=(
+            BundleModel(engine=carried.engine, inputs=inputs, outputs=outputs),
+            *steps.stand_ins(carried.engine, inputs, outputs),
+        ),
         preprocess=contract,
         golden=tuple(golden),
-        golden_runtime=carried.engine.runtime,
-        golden_runtime_version=versions_of(carried.engine.runtime)[carried.engine.runtime],
+        golden_runtime=runs.runtime,
+        golden_runtime_version=versions_of(runs.runtime)[runs.runtime],
         blocks=tuple(blocks),
         verdict=made.verdict.text,
         task=exported.task,
@@ -142,7 +146,7 @@ def pack(steps: Steps, made: Made, key: str) -> None:
         speedup=made.measured.value.speedup,
         accuracy_float=made.evaluated_float.value.accuracy if made.evaluated_float else None,
         accuracy_int8=made.evaluated_int8.value.accuracy if made.evaluated_int8 else None,
-        details=_details(made, key),
+        details=_details(steps, made, key),
     )
 
     def check(folder: Path) -> None:
@@ -170,9 +174,10 @@ def _carried(made: Made) -> Built:
     return dataclasses.replace(made.plain.value, engine=engine)
 
 
-def _details(made: Made, key: str) -> dict[str, Any]:
+def _details(steps: Steps, made: Made, key: str) -> dict[str, Any]:
     exported = made.exported.value
     details: dict[str, Any] = {
+        **steps.details(made),
         "export_key": key,
         "preprocess_origin": exported.origin,
         "notes": list(exported.notes),

@@ -20,7 +20,9 @@ class ExportRequest:
     `method` "auto" searches ranges and float layers for `search_seconds` at most; a calibration
     method's name takes that one as it is; `replay` takes what an earlier run chose. `max_drop` is in
     points of the metric (1 point = 0.01), latencies in ms. `limit` caps the labelled images. `fresh`
-    does every stage again although the cache knows it.
+    does every stage again although the cache knows it. `calibration_batches`
+    and `half_io` are for TensorRT: how many preprocessed images the bundle carries for its own
+    calibrators, and whether the float16 graph's inputs and outputs are float16.
     """
 
     checkpoint: Path
@@ -39,6 +41,8 @@ class ExportRequest:
     replay: Choice | None = None
     keep_float: tuple[str, ...] = ()
     ncnn_table: Path | None = None
+    calibration_batches: int = 0
+    half_io: bool = False
     dynamic_batch: bool = False
     dequantize: bool = False
     max_bad_share: float = 0.1

@@ -12,6 +12,7 @@ from edgekit.pipeline.steps import Steps
 # runtime → "module:class" with steps of its own; all others quantize the ONNX graph
 ROUTES = {
     "ncnn": "edgekit.pipeline.steps_ncnn:NcnnSteps",
+    "tensorrt": "edgekit.pipeline.steps_tensorrt:TensorRtSteps",
 }
 
 

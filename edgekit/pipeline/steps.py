@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import checkpoint as checkpoints
 from edgekit import cpu, onnx_file
+from edgekit.bundle import BundleModel
 from edgekit.codec import to_record
 from edgekit.errors import UsageError
 from edgekit.filehash import FileHashes
@@ -32,12 +33,13 @@ from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome, StageRunner
 from edgekit.require import versions_of
 from edgekit.stages.search import Choice, SearchOptions, SearchResult
-from edgekit.types import Calibration, Engine, OnnxModel, StageOutput
+from edgekit.types import Calibration, Engine, OnnxModel, StageOutput, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.metrics.datasets import Dataset
+    from edgekit.pipeline.packing import Made
     from edgekit.stages.quantize import QuantizeOptions
 
 # raised when a stage's answer for the same content changes; part of its key
@@ -47,6 +49,7 @@ VERSIONS = {
     "prepare": 3,
     "float_twin": 1,
     "convert": 1,
+    "convert_tensorrt": 1,
     "calibrate": 4,
     "quantize": 7,
     "quantize_ncnn": 1,
@@ -62,6 +65,9 @@ AUTO = "auto"
 
 class Steps:
     """The stages of one export; call them in the order of the methods."""
+
+    least_share = SearchOptions.least_share
+    """Share of the MACs that a search must leave in INT8."""
 
     def __init__(self, request: ExportRequest, runner: StageRunner, hashes: FileHashes) -> None:
         self.request = request
@@ -282,6 +288,7 @@ class Steps:
             operators=list(rules.operators),
             follow=list(rules.follow),
             **({"forms": list(rules.forms)} if rules.forms else {}),
+            operands_only=rules.operands_only,
             max_bad_share=request.max_bad_share,
         )
         key = self.runner.cache.key("calibrate", fields)
@@ -360,6 +367,7 @@ class Steps:
             "numpy",
             search=request.search_seconds if searches else None,
             replay=to_record(replay) if replay else None,
+            **({"least_share": self.least_share} if self.least_share != Steps.least_share else {}),
             graph=prepared.value.model.sha256,
             statistics=collected.sha256,
             method=request.method,
@@ -441,7 +449,7 @@ class Steps:
             exported.contract,
             self.images.spread(JUDGED_IMAGES),
             options,
-            SearchOptions(seconds=self.request.search_seconds),
+            SearchOptions(seconds=self.request.search_seconds, least_share=self.least_share),
             self.runner.cache.partial(key),
             self.runner.progress,
             head=exported.head,
@@ -567,6 +575,22 @@ class Steps:
             notes.append(f"{value.speedup.ratio:.2f}x")
         self.runner.report("measure", outcome, notes=tuple(notes))
         return outcome
+
+    # --- what the bundle says beside the model ------------------------------------------------
+
+    def runnable(self, engine: Engine) -> Engine:
+        """What computes the golden outputs on this machine: the model that is carried."""
+        return engine
+
+    def stand_ins(
+        self, engine: Engine, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> tuple[BundleModel, ...]:
+        """Further models of the bundle, for other runtimes."""
+        return ()
+
+    def details(self, made: Made) -> dict[str, Any]:
+        """Further values for the manifest's `details`, by topic."""
+        return {}
 
 
 def demand_images(request: ExportRequest, why: str = "") -> None:

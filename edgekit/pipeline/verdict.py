@@ -70,6 +70,8 @@ def decide(
 
 
 def _unmeasured(profile: TargetProfile) -> str:
+    if profile.build.build_on_device:
+        return "its engine is built, and its speed measured, on the device (edgekit build)"
     return f"its speed is to be measured on {profile.device.arch}, not here"
 
 

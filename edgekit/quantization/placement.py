@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekit.quantization import existing
+from edgekit.quantization import existing, operands
 from edgekit.quantization.macs import graph_macs, static_shape
 from edgekit.types import Range
 
@@ -53,8 +53,10 @@ class Rules:
 
     `operators` compute, `follow` carry; `keep_float` names rules ("head", "depthwise", "gemv",
     "first") or operator types; convolutions whose input has fewer than `min_channels` channels stay
-    float; inputs of a join whose amax differ by more than `max_range_ratio` keep scales of their own.
-    `forms`: what is computed in another form there, see `forms` and `integer_forms`.
+    float, the smallest up to `small_share` of the MACs; inputs of a join whose amax differ by
+    more than `max_range_ratio` keep scales of their own. `operands_only`: only what an INT8 operator
+    reads is quantized (`operands`). `forms`: what is computed in another form there, see `forms` and
+    `integer_forms`.
     """
 
     operators: tuple[str, ...]
@@ -63,6 +65,8 @@ class Rules:
     min_channels: int = 0
     max_range_ratio: float = 16.0
     forms: tuple[str, ...] = ()
+    small_share: float = 1.0
+    operands_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ class Placement:
     """The decision: node names that compute or carry INT8, with the tensors that get QDQ.
 
     `tensors` maps a tensor's name to the name of the tensor whose range it takes (itself, unless it
-    shares a scale). `floats` maps each compute node left float to the reason.
+    shares a scale). `floats` maps each compute node left float to the reason. `operands_only`: QDQ
+    is for the nodes named here; everybody else reads the tensors in float.
     """
 
     compute: tuple[str, ...]
@@ -78,6 +83,7 @@ class Placement:
     tensors: dict[str, str]
     floats: dict[str, str] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
+    operands_only: bool = False
 
     @property
     def int8_mac_share(self) -> float:
@@ -141,8 +147,6 @@ def _can_compute(node: Any, rules: Rules) -> str:
         groups = _attribute(node, "group", 1)
         if "depthwise" in rules.keep_float and groups > 1 and shape[1] == 1:
             return "the profile keeps depthwise convolutions float"
-        if groups == 1 and shape[1] < rules.min_channels:
-            return f"it reads {shape[1]} channels, the profile wants {rules.min_channels}"
     if "gemv" in rules.keep_float and node.op_type in ("Gemm", "MatMul"):
         output = static_shape(node.outputs[0])
         if output is None or len(output) < 2 or all(size == 1 for size in output[:-1]):
@@ -188,7 +192,7 @@ def head_nodes(graph: Any, macs: Mapping[str, int], rules: Rules) -> dict[str, s
     """
     total = sum(macs.values()) or 1
     compute = [node for node in graph if node.op_type in rules.operators]
-    real = {node for node in compute if not _is_weighted_sum(node)}
+    real = {node for node in compute if not is_weighted_sum(node)}
     reaches: dict[Any, bool] = {}
 
     for node in reversed(list(graph)):
@@ -207,6 +211,26 @@ def head_nodes(graph: Any, macs: Mapping[str, int], rules: Rules) -> dict[str, s
     return found if share <= _HEAD_SHARE else {}
 
 
+def _few_channels(graph: Any, macs: Mapping[str, int], rules: Rules) -> dict[str, str]:
+    """Convolutions of few input channels that stay float: the smallest, up to the share of the MACs
+    that the rules give them together."""
+    found = []
+    for node in graph:
+        if node.op_type == "Conv" and "Conv" in rules.operators and len(node.inputs) > 1:
+            shape = static_shape(node.inputs[1])
+            grouped = _attribute(node, "group", 1) != 1
+            if shape is not None and not grouped and shape[1] < rules.min_channels:
+                found.append((macs.get(node.name, 0), node.name, shape[1]))
+    room = rules.small_share * sum(macs.values())
+    reasons: dict[str, str] = {}
+    for count, name, channels in sorted(found):
+        room -= count
+        if room < 0:
+            break
+        reasons[name] = f"it reads {channels} channels, the profile wants {rules.min_channels}"
+    return reasons
+
+
 def _is_classifier(node: Any) -> bool:
     """Whether the node is a fully connected layer: what lies before one is no head, however small it is."""
     if node.op_type not in ("Gemm", "MatMul") or len(node.inputs) < 2:
@@ -214,7 +238,7 @@ def _is_classifier(node: Any) -> bool:
     return is_constant(node.inputs[1]) or existing.weight_of(node.inputs[1]) is not None
 
 
-def _is_weighted_sum(node: Any) -> bool:
+def is_weighted_sum(node: Any) -> bool:
     """A 1x1 convolution to one channel (a DFL's, say): arithmetic, not a layer."""
     shape = static_shape(node.inputs[1]) if len(node.inputs) > 1 else None
     return node.op_type == "Conv" and shape is not None and math.prod(shape) == shape[1]
@@ -244,6 +268,7 @@ def compute_nodes(
     """Compute nodes that become INT8, and the others with the reason each stays float."""
     floats: dict[str, str] = {}
     head = head_nodes(graph, macs, rules) if "head" in rules.keep_float else {}
+    few = _few_channels(graph, macs, rules)
     chosen = []
     first_seen = False
     for node in graph:
@@ -252,7 +277,7 @@ def compute_nodes(
         if existing.is_quantized(node):
             chosen.append(node)  # whoever trained it so has decided
             continue
-        reason = _can_compute(node, rules) or head.get(node.name, "")
+        reason = _can_compute(node, rules) or head.get(node.name, "") or few.get(node.name, "")
         if not reason and not first_seen and "first" in rules.keep_float:
             reason = "the profile keeps the first layer float"
         first_seen = True
@@ -317,7 +342,8 @@ def observed(model: Any, rules: Rules) -> tuple[str, ...]:
     for node in graph:
         if node.op_type in rules.operators and not _can_compute(node, rules):
             add(node.inputs[0])
-            add(fused_output(node, rules))
+            if not rules.operands_only:
+                add(fused_output(node, rules))
         elif node.op_type in rules.follow and behind[node]:
             if _is_fused_and_settled(node, rules):
                 continue
@@ -349,6 +375,25 @@ def _is_fused_and_settled(node: Any, rules: Rules) -> bool:
     )
 
 
+def every_activation(model: Any) -> dict[str, str]:
+    """Every float activation of the main graph → the tensor whose range holds its values; graph order.
+
+    Graph inputs come first; what an operator only moves takes the range of what it moved. Constants
+    and what is computed from constants and shapes alone are left out.
+    """
+    graph = model.graph
+    alive = {value for value in graph.inputs if not is_constant(value) and _is_float(value)}
+    owners = {value.name: value.name for value in graph.inputs if value in alive}
+    for node in graph:
+        if not any(value in alive for value in node.inputs):
+            continue
+        for output in node.outputs:
+            if output.name and _is_float(output) and output.dtype is not None:
+                alive.add(output)
+                owners[output.name] = _range_source(output).name
+    return owners
+
+
 def place(
     model: Any, rules: Rules, ranges: Mapping[str, Range], keep: Collection[str] = ()
 ) -> Placement:
@@ -361,19 +406,32 @@ def place(
     compute = []
     for node in chosen:
         source, result = node.inputs[0], fused_output(node, rules)
-        missing = [v.name for v in (source, result) if not _has_range(v, ranges)]
+        read = [source] if rules.operands_only else [source, result]
+        missing = [value.name for value in read if not _has_range(value, ranges)]
         if missing:
             floats[node.name] = f"no calibrated range for '{missing[0]}'"
             continue
         wanted.add(source)
-        produced.add(result)
+        if not rules.operands_only:
+            produced.add(result)
         compute.append(node)
 
-    carry = _carried(graph, rules, ranges, keep, wanted, produced)
-    tensors = wanted | produced
-    for node in carry:
-        tensors.update(_data_inputs(node))
-        tensors.update(results(node, rules))
+    if rules.operands_only:
+        carry, carried_values = operands.carried(
+            graph,
+            [node for node in graph if node.op_type in rules.follow and node.name not in keep],
+            compute,
+            wanted,
+            moves=lambda node: shares_scale(node),
+            known=lambda value: _has_range(value, ranges),
+        )
+        tensors = wanted | carried_values
+    else:
+        carry = _carried(graph, rules, ranges, keep, wanted, produced)
+        tensors = wanted | produced
+        for node in carry:
+            tensors.update(_data_inputs(node))
+            tensors.update(results(node, rules))
     # what has a scale keeps it, and gets no second one
     tensors = {value for value in tensors if not existing.is_settled(value)}
     return Placement(
@@ -382,6 +440,7 @@ def place(
         tensors=_scale_owners(graph, tensors, ranges, carry if "concat" in rules.forms else ()),
         floats=floats,
         macs=macs,
+        operands_only=rules.operands_only,
     )
 
 

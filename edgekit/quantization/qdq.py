@@ -37,8 +37,9 @@ def insert(
     Each placed tensor gets one QuantizeLinear and one DequantizeLinear behind its producer. What an
     INT8 node made is read by everybody through them (a runtime fuses the convolution with the
     QuantizeLinear only when that is its sole reader); what a float node made is read by float nodes
-    as it is. Weights and biases get a DequantizeLinear of their own. `means`, float64 [C_in] by
-    tensor, corrects the biases of the layers that read these tensors (`bias_correction`).
+    as it is; in a placement of operands only, all but its nodes do. Weights and biases get a
+    DequantizeLinear of their own. `means`, float64 [C_in] by tensor, corrects the biases of the
+    layers that read these tensors (`bias_correction`).
     Quantization that the graph has already stays as it is (`existing`); its layers only get an
     integer bias.
     """
@@ -52,7 +53,7 @@ def insert(
             values[output.name] = output
     for name, owner in placement.tensors.items():
         params[name] = fixed.get(owner) or activation_params(ranges[owner], scheme)
-        inserter.activation(values[name], params[name], integer)
+        inserter.activation(values[name], params[name], integer, placement.operands_only)
     compute = set(placement.compute)
     for node in list(model.graph):
         if node.name in compute:
@@ -106,12 +107,16 @@ class _Inserter:
         made.outputs[0].name = output
         return made
 
-    def activation(self, value: Any, params: QuantParams, integer: set[str]) -> None:
+    def activation(
+        self, value: Any, params: QuantParams, integer: set[str], operands_only: bool
+    ) -> None:
         """Q and DQ behind `value`, and the readers that take the dequantized value."""
         name = value.name
         producer = value.producer()
-        made_by_integer = producer is not None and (
-            producer.name in integer or self._fused_into_integer(producer, integer)
+        made_by_integer = (
+            not operands_only
+            and producer is not None
+            and (producer.name in integer or self._fused_into_integer(producer, integer))
         )
         uses = list(value.uses())
         scale = self.constant(f"{name}.scale", params.scale)

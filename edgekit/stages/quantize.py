@@ -12,7 +12,13 @@ from edgekit.errors import BadInput, NotPossible
 from edgekit.quantization import assemble, existing
 from edgekit.quantization.bias_correction import input_channels
 from edgekit.quantization.forms import FOLLOWED, take
-from edgekit.quantization.placement import Placement, Rules, compute_nodes, observed
+from edgekit.quantization.placement import (
+    Placement,
+    Rules,
+    compute_nodes,
+    every_activation,
+    observed,
+)
 from edgekit.quantization.scheme import Scheme
 from edgekit.quantization.weight_range import ABSMAX, MSE
 from edgekit.stages import recover
@@ -73,6 +79,8 @@ def rules_of(profile: TargetProfile) -> Rules:
         min_channels=section.min_channels,
         max_range_ratio=section.max_range_ratio,
         forms=section.forms,
+        small_share=section.small_share,
+        operands_only=section.operands_only,
     )
 
 
@@ -96,6 +104,7 @@ def scheme_of(profile: TargetProfile, options: QuantizeOptions) -> Scheme:
 def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...]:
     """Names of the tensors whose statistics this profile's placement may need.
 
+    For TensorRT every activation: its calibration caches give each tensor of the network a scale.
     Raises NotPossible where nothing can be INT8.
     """
     import onnx_ir as ir
@@ -105,6 +114,8 @@ def observed_tensors(model: OnnxModel, profile: TargetProfile) -> tuple[str, ...
     rules = rules_of(profile)
     take(ir_model, rules.forms)
     names = observed(ir_model, rules)
+    if names and profile.runtime.name == "tensorrt":
+        names = tuple(dict.fromkeys((*every_activation(ir_model).values(), *names)))
     if not names and any(existing.is_quantized(node) for node in graph):
         # all scales are there already; an output is observed so that there is a calibration
         return (graph.outputs[0].name,)

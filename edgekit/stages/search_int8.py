@@ -82,6 +82,9 @@ class Int8Search:
             for tensor, name in read_through_activation(ir.from_proto(self._proto).graph).items()
             if tensor in calibration.ranges
         }
+        # where only operands are quantized, nothing is in front of an activation
+        carried = set(self._placement().tensors.values())
+        self._through = {t: name for t, name in self._through.items() if t in carried}
         self._ranges: dict[tuple[str, bool], dict[str, Range]] = {}
         name = onnx_file.main_input(model).name
         self._feeds = [

@@ -93,10 +93,6 @@ def test_an_unknown_target_names_the_nearest(
     _fails(["net.onnx", "-t", "x86-itn8", "--images", "images"], 2, "x86-int8", capsys)
 
 
-def test_a_target_of_a_later_version(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _fails(["net.onnx", "-t", "jetson-int8", "--images", "images"], 4, "tensorrt", capsys)
-
-
 def test_another_size_than_the_fixed_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fails([*GOOD, "--imgsz", "64"], 8, "fixed", capsys)
 
