@@ -13,6 +13,7 @@ from edgekit.cli.ranges import parse_overrides
 from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgekit.pipeline.searching import Found
     from edgekit.preprocess import Preprocess
 
 EPILOG = """\b
@@ -20,6 +21,8 @@ Examples:
   edgekit simplify model.onnx --prepare --out prepared.onnx
   edgekit calibrate prepared.onnx --images calib/ --out calibration.npz
   edgekit quantize prepared.onnx --calibration calibration.npz --target x86-int8
+  edgekit quantize prepared.onnx --calibration calibration.npz --images calib/ --search
+  edgekit quantize prepared.onnx --calibration calibration.npz --replay bundle/
   edgekit quantize prepared.onnx --mode dynamic --images calib/
 """
 
@@ -85,6 +88,30 @@ Examples:
 @click.option(
     "--keep-float", multiple=True, metavar="NODE", help="A node that stays float (repeatable)."
 )
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Look for ranges and float layers that keep accuracy and pay in speed, judged on --images.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Search: how far from the float model's own answers the result may be.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Search: no new trial starts after that.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE|JSON",
+    help="Quantize as a bundle, or the record of a search, says: without searching.",
+)
 @preprocess_options
 @json_option
 def command(
@@ -103,6 +130,10 @@ def command(
     weight_range: str,
     rounding: str,
     keep_float: tuple[str, ...],
+    search: bool,
+    max_drop: float | None,
+    minutes: float,
+    replay: Path | None,
     as_json: bool,
     **arguments: Any,
 ) -> None:
@@ -111,6 +142,10 @@ def command(
     With --mode dynamic the layers become operators on integers that find the range of what they read
     for every input: no calibration, but slower, and everything between them is float. The result is
     a plain ONNX file. With --images its outputs are compared with the float model's, block by block.
+
+    --search tries ranges, bias correction and float layers, times what it tries where this machine is
+    the target's, and takes the fastest that is near enough to float; what it tried stands in
+    OUT.search.json. An interrupted search goes on where it stopped.
     """
     from edgekit.cpu import available_cores
     from edgekit.pipeline.single import open_for_parity
@@ -128,6 +163,7 @@ def command(
             "No calibration was given.",
             hint=f"edgekit calibrate {model} --images DIR --out calibration.npz",
         )
+    _check_search(search, replay, images, calibration, max_drop, overrides)
     profile = load_target(target)
     subject = open_for_parity(model, images, contract_overrides(arguments))
     if subject.warning and images is not None:
@@ -146,6 +182,7 @@ def command(
         bar(0, 0, "quantize")
         feeds = subject.feeds if images is not None else []
         out = out or model.with_suffix(".int8.onnx")
+        record: Found | None = None
         if calibration is None:
             done = quantize_dynamic.run(subject.model, profile, feeds, out, options)
         else:
@@ -153,6 +190,28 @@ def command(
             ranges = calibrate.open_calibration(
                 calibration, method, symmetric=symmetric, overrides=chosen
             )
+            if search:
+                assert images is not None
+                from edgekit.pipeline import searching
+
+                found = searching.search(
+                    subject.model,
+                    ranges,
+                    profile,
+                    subject.contract,
+                    images,
+                    options,
+                    searching.limits_of(max_drop, minutes),
+                    out.with_suffix(".search.json"),
+                    bar,
+                )
+                ranges, options, record = found.ranges, found.options, found
+            elif replay is not None:
+                from edgekit.pipeline.choosing import read_choice, taken
+
+                ranges, options = taken(
+                    subject.model, ranges, profile, read_choice(replay), options
+                )
             looked_at = []
             if options.recover.needed:
                 looked_at = _looked_at(images, subject.contract)
@@ -176,6 +235,8 @@ def command(
                 "int8_layers": len(done.placement.compute),
                 "float_layers": done.placement.floats,
                 "parity": done.parity,
+                "search": record.record if record else None,
+                "agreement": record.result.best.agreement if record else None,
             }
         )
         return
@@ -183,8 +244,36 @@ def command(
     if done.parity is not None:
         text += f"; cosine {done.parity.cosine:.5f}, SQNR {done.parity.sqnr_db:.1f} dB"
     console().print(text, soft_wrap=True)
+    if record is not None:
+        from edgekit.pipeline.choosing import search_notes
+
+        told = "; ".join(search_notes(record.result))
+        console().print(f"{told}. Record: {record.record}", soft_wrap=True)
     for name, reason in done.placement.floats.items():
         console().print(f"  float: {name}: {reason}", soft_wrap=True)
+
+
+def _check_search(
+    search: bool,
+    replay: Path | None,
+    images: Path | None,
+    calibration: Path | None,
+    max_drop: float | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Refuse what contradicts a search or a replay."""
+    if search and replay is not None:
+        raise UsageError("--search and --replay contradict each other.")
+    if max_drop is not None and not search:
+        raise UsageError("--max-drop is a limit of --search.")
+    if (search or replay is not None) and calibration is None:
+        raise UsageError("--search and --replay need --calibration: they choose its ranges.")
+    if (search or replay is not None) and overrides:
+        raise UsageError("--override contradicts --search and --replay, which choose the ranges.")
+    if search and images is None:
+        raise UsageError(
+            "--search needs images to judge by.", hint="The calibration images: --images DIR."
+        )
 
 
 def _looked_at(images: Path | None, contract: Preprocess) -> list[Any]:

@@ -85,23 +85,25 @@ def search_notes(result: SearchResult) -> tuple[str, ...]:
 
 
 def read_choice(path: Path) -> Choice:
-    """What an earlier export chose: from its bundle, or from its manifest.json alone.
+    """What an earlier run chose: from its bundle, its manifest.json, or the record of a search.
 
     Raises BadInput when there is no INT8 model in it, or a choice that cannot be read.
     """
     file = path / "manifest.json" if path.is_dir() else path
     try:
-        manifest: Any = json.loads(file.read_text(encoding="utf-8"))
-        steps = [step for step in manifest["chain"] if step["name"] == "quantize"]
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        steps = [found] if "choice" in found else found["chain"]
+        steps = [step for step in steps if "choice" in found or step["name"] == "quantize"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{path} is neither a bundle nor its manifest.json.",
+            f"{path} is neither a bundle nor its manifest.json nor the record of a search.",
             hint="Name the folder of an earlier `edgekit export` for an INT8 target.",
         ) from error
     if not steps:
         raise BadInput(f"The bundle {path} was not quantized: there is no choice to replay.")
     try:
-        return from_json(Choice, steps[-1]["options"]["choice"])
+        options = steps[-1] if "choice" in found else steps[-1]["options"]
+        return from_json(Choice, options["choice"])
     except (KeyError, TypeError, EdgekitError) as error:
         raise BadInput(
             f"{path} does not say how it was quantized in a way that can be replayed.",

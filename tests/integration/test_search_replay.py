@@ -168,3 +168,38 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, pictures
     (tmp_path / "search.json").write_text('{"trials": [{"choice": 3}], "paces": 1}')
     search(None)
     assert len(asked[3]) == len(asked[0]) + len(asked[1])
+
+
+def test_the_search_command_writes_what_it_tried(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _network(tmp_path / "net.onnx")
+    statistics = tmp_path / "calibration.npz"
+    shared = [*PLAIN, "--images", str(pictures)]
+
+    def run(*arguments: str) -> dict[str, Any]:
+        with cache_in(tmp_path / "cache"):
+            code = cli.run([*arguments, "--json"])
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return {**answer, "code": code}
+
+    run("calibrate", str(model), *shared, "--target", "x86-int8", "--out", str(statistics))
+    quantize = ["quantize", str(model), "--calibration", str(statistics)]
+    found = run(*quantize, *shared, "--search", "--out", str(tmp_path / "a.onnx"))
+    assert found["code"] == 0 and 0.5 < found["agreement"] <= 1
+    record = json.loads(Path(found["search"]).read_text())
+    assert record["agreement"] == found["agreement"]
+    assert record["choice"] in [trial["choice"] for trial in record["trials"]]
+    ranking = [float(value) for value in record["sensitivity_db"].values()]
+    assert ranking == sorted(ranking)
+    # its result is a plain list: another run makes the same bytes of it
+    again = run(*quantize, *shared, "--replay", found["search"], "--out", str(tmp_path / "b.onnx"))
+    assert again["code"] == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    # a budget that nothing meets: said, and no model is written
+    missed = run(
+        *quantize, *shared, "--search", "--max-drop", "0", "--out", str(tmp_path / "c.onnx")
+    )
+    assert missed["code"] == missed["exit_code"] == 6
+    assert not (tmp_path / "c.onnx").exists() and (tmp_path / "c.search.json").is_file()
+    assert run(*quantize, "--search")["exit_code"] == 2
