@@ -35,8 +35,8 @@ class ProfileRequest:
     """One profile.
 
     `images`: a folder or file to run on, else a bundle's golden inputs, else noise. `float_model`:
-    the ONNX file that an INT8 model was made of, else it is looked for in the stage cache. `trace`:
-    where the Chrome trace goes.
+    what an INT8 model was made of (an ONNX file, a model.json of ncnn), else it is looked for in the
+    stage cache. `trace`: where the Chrome trace goes.
     """
 
     model: NamedModel
@@ -82,25 +82,16 @@ def run(request: ProfileRequest, progress: Progress = no_progress) -> ProfileAns
             progress=progress,
         )
         return ProfileAnswer(profile=found, inputs=inputs)
-    if model.runtime == "ncnn":
-        from edgekit.stages import profile_ncnn
-
-        _no_trace(request)
-        found = profile_ncnn.run(
-            model.files[0], tensors, runs=request.runs, threads=request.threads, progress=progress
-        )
-        return ProfileAnswer(profile=found, inputs=inputs)
-    if model.runtime != "onnxruntime":
+    if model.runtime not in ("onnxruntime", "ncnn"):
         raise NotPossible(
             f"{model.name} runs on {model.runtime}, whose layers edgekit cannot time.",
             hint="Profile the ONNX model that it was made of.",
         )
     file = model.files[0]
-    feed_name = onnx_file.main_input(onnx_file.describe(file)).name
-    feeds = [{feed_name: tensor} for tensor in tensors]
-    found = profile.run(
+    found = layer_times(
+        model.runtime,
         file,
-        feeds,
+        tensors,
         runs=request.runs,
         threads=request.threads,
         trace=request.trace,
@@ -115,11 +106,8 @@ def run(request: ProfileRequest, progress: Progress = no_progress) -> ProfileAns
                 "The float model is not at hand, so losses are not known: name it with --float."
             )
             return ProfileAnswer(profile=found, inputs=inputs, remark=remark)
-        loss = layer_losses(reference, file, tensors, request.threads, progress)
-    if not loss:
-        raise BadInput(
-            f"{reference} and {file.name} have no tensor name in common.",
-            hint="Give the prepared float model that the INT8 one was made of.",
+        loss = layer_losses(
+            model.runtime, reference, file, tensors, threads=request.threads, progress=progress
         )
     return ProfileAnswer(
         profile=dataclasses.replace(found, layers=tuple(_joined(found.layers, loss))),
@@ -129,30 +117,66 @@ def run(request: ProfileRequest, progress: Progress = no_progress) -> ProfileAns
     )
 
 
-def _no_trace(request: ProfileRequest) -> None:
-    if request.trace is not None:
-        raise NotPossible(
-            f"{request.model.name} runs on {request.model.runtime}, which writes no trace.",
-            hint="Leave out --trace, or profile the ONNX model that it was made of.",
+def layer_times(
+    runtime: str,
+    model: Path,
+    tensors: Sequence[NDArray[Any]],
+    *,
+    runs: int = 20,
+    threads: int = 1,
+    trace: Path | None = None,
+    progress: Progress = no_progress,
+) -> Profile:
+    """Time per layer of an ONNX file, or of the model.json of an ncnn model, on these tensors."""
+    if runtime == "ncnn":
+        from edgekit.stages import profile_ncnn
+
+        return profile_ncnn.run(
+            model, tensors, runs=runs, threads=threads, trace=trace, progress=progress
         )
+    name = onnx_file.main_input(onnx_file.describe(model)).name
+    feeds = [{name: tensor} for tensor in tensors]
+    return profile.run(model, feeds, runs=runs, threads=threads, trace=trace, progress=progress)
 
 
 def layer_losses(
+    runtime: str,
     reference: Path,
     candidate: Path,
     tensors: Sequence[NDArray[Any]],
-    threads: int,
-    progress: Progress,
+    *,
+    threads: int = 1,
+    progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """SQNR in dB of the tensors that both ONNX files make, on these input tensors."""
+    """SQNR in dB of the tensors (ncnn: blobs) that both models make, on these input tensors.
+
+    Raises BadInput when `reference` is not what `candidate` was made of.
+    """
+    hint = "Give the float model that the INT8 one was made of."
+    if runtime == "ncnn":
+        from edgekit.stages import layer_loss_ncnn
+
+        if reference.suffix != ".json":
+            raise BadInput(
+                f"{reference} is no ncnn model, whose layers could be held against {candidate}.",
+                hint=f"{hint} It is a model.json.",
+            )
+        return layer_loss_ncnn.run(
+            reference, candidate, tensors, threads=threads, progress=progress
+        )
     names = [onnx_file.main_input(onnx_file.describe(path)).name for path in (reference, candidate)]
     if names[0] != names[1]:
         raise BadInput(
             f"The input of {reference.name} is '{names[0]}', that of {candidate.name} '{names[1]}'.",
-            hint="Give the float model that the INT8 one was made of.",
+            hint=hint,
         )
     feeds = [{names[0]: tensor} for tensor in tensors]
-    return layer_loss.run(reference, candidate, feeds, threads=threads, progress=progress)
+    loss = layer_loss.run(reference, candidate, feeds, threads=threads, progress=progress)
+    if not loss:
+        raise BadInput(
+            f"{reference} and {candidate.name} have no tensor name in common.", hint=hint
+        )
+    return loss
 
 
 def _joined(layers: Sequence[LayerTime], loss: Mapping[str, float]) -> list[LayerTime]:

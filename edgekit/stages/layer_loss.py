@@ -60,16 +60,20 @@ def run(
         ):
             sums: dict[str, list[float]] = {}
             for feed in feeds:
-                _add(one.run(feed), two.run(feed), sums)
-        found.update({name: _decibels(*pair) for name, pair in sums.items()})
+                add_noise(one.run(feed), two.run(feed), sums)
+        found.update({name: decibels(*pair) for name, pair in sums.items()})
     return found
 
 
-def _add(
+def add_noise(
     reference: Mapping[str, NDArray[Any]],
     candidate: Mapping[str, NDArray[Any]],
     sums: dict[str, list[float]],
 ) -> None:
+    """Add each tensor's sum of squares, and that of its difference, to `sums`: [signal, noise].
+
+    Tensors that are missing, of another shape or not finite are left out.
+    """
     import numpy as np
 
     for name, array in reference.items():
@@ -86,7 +90,8 @@ def _add(
         pair[1] += error
 
 
-def _decibels(signal: float, error: float) -> float:
+def decibels(signal: float, error: float) -> float:
+    """SQNR in dB of two sums of squares."""
     if error == 0.0:
         return math.inf
     return 10 * math.log10(signal / error) if signal else -math.inf

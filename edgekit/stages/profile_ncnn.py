@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import atomic
 from edgekit.formats import ncnn_json
 from edgekit.runtimes.base import SessionOptions
 from edgekit.runtimes.ncnn import NcnnSession
@@ -26,12 +27,13 @@ def run(
     *,
     runs: int = 20,
     threads: int = 1,
+    trace: Path | None = None,
     progress: Progress = no_progress,
 ) -> Profile:
     """Profile the ncnn model of the `model.json` on `tensors`, taken in turns.
 
-    `total_ms` is the median of ordinary runs, which are a little shorter than the layers' sum: layers
-    that work in place need not copy there.
+    `trace`: where the runs go as a Chrome trace. `total_ms` is the median of ordinary runs, which are
+    a little shorter than the layers' sum: layers that work in place need not copy there.
     """
     sidecar = ncnn_json.read(model)
     name = sidecar.inputs[0].name
@@ -45,6 +47,8 @@ def run(
             found = session.layer_times(feeds[number % len(feeds)])
             if number >= _WARMUP:
                 samples.append(found)
+    if trace is not None:
+        atomic.write_json(trace, {"traceEvents": trace_events(samples), "displayTimeUnit": "ms"})
     layers = [
         (name, kind, statistics.median(times[index][3] for times in samples), blobs)
         for index, (kind, name, blobs, _) in enumerate(samples[0])
@@ -57,3 +61,25 @@ def run(
             session.run(feeds[number % len(feeds)])
             whole.append((time.perf_counter_ns() - started) / 1e6)
     return assemble("ncnn", layers, runs, threads, statistics.median(whole[_WARMUP:]))
+
+
+def trace_events(
+    samples: Sequence[Sequence[tuple[str, str, tuple[str, ...], float]]],
+) -> list[dict[str, Any]]:
+    """Complete events ("X", microseconds) of the layers of every run, one after the other.
+
+    Format: Trace Event Format, https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+    """
+    events: list[dict[str, Any]] = []
+    now_us = 0.0
+    for number, run_times in enumerate(samples):
+        started_us = now_us
+        for kind, name, blobs, ms in run_times:
+            event = {"name": name, "cat": "Node", "ph": "X", "pid": 1, "tid": 1}
+            timing = {"ts": round(now_us, 3), "dur": round(ms * 1e3, 3)}
+            events.append({**event, **timing, "args": {"op_name": kind, "outputs": list(blobs)}})
+            now_us += ms * 1e3
+        whole = {"name": f"run {number}", "cat": "Session", "ph": "X", "pid": 1, "tid": 1}
+        duration = {"ts": round(started_us, 3), "dur": round(now_us - started_us, 3)}
+        events.append({**whole, **duration, "args": {}})
+    return events

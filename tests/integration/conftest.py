@@ -79,3 +79,20 @@ def cells_bundle(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
     with cache_in(folder / "cache"):
         assert cli.run(arguments) == 0
     return Exported(folder / "cells-x86-int8", folder / "cache", folder / "calib")
+
+
+@pytest.fixture(scope="session")
+def ncnn_bundle(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The blood-cell YOLO11n, pruned by half, for x86-ncnn-int8: 8 calibration images, no search."""
+    folder = tmp_path_factory.mktemp("ncnn")
+    (folder / "calib").mkdir()
+    for image in sorted((assets / "txl_pbc" / "images" / "train").iterdir())[:8]:
+        (folder / "calib" / image.name).symlink_to(image)
+    arguments = [
+        "export", str(assets / "models" / "yolo11n_cells_p50.pt"), "--target", "x86-ncnn-int8",
+        "--images", str(folder / "calib"), "--method", "minmax",
+        "--out", str(folder / "cells-ncnn"), "--json",
+    ]  # fmt: skip
+    with cache_in(folder / "cache"):
+        assert cli.run(arguments) == 0
+    return Exported(folder / "cells-ncnn", folder / "cache", folder / "calib")

@@ -274,6 +274,25 @@ def test_a_classifier_shows_its_ranking(page: Page, resnet_page: Path) -> None:
     assert "mAP" not in page.text("body")[0]
 
 
+def test_an_ncnn_bundle_shows_its_layers_and_both_models(
+    page: Page, ncnn_bundle: Exported, tmp_path: Path
+) -> None:
+    out = tmp_path / "ncnn.html"
+    with cache_in(ncnn_bundle.cache):
+        stage.write(ncnn_bundle.bundle, out)
+    page.open(out)
+    assert page.problems == []
+    kinds = column(page, "layers-table", 3)
+    assert kinds.count("Convolution") > 20
+    assert "SQNR (DB)" in [title.upper() for title in page.text("#layers-table th")]
+    assert page.text("#samples figcaption b")[:2] == [
+        "FP32, golden sample 0",
+        "INT8, golden sample 0",
+    ]
+    assert page.text("#sizes tbody th")[:2] == ["FP32 (ncnn)", "INT8 (ncnn)"]
+    assert any("Activations" in line for line in page.text(".remarks li"))
+
+
 def test_without_the_float_model_the_page_says_so(
     page: Page, cells_bundle: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,36 @@ def test_the_float_model_can_be_named(
     assert cli.run(["profile", str(resnet_bundle.bundle), "--float", other]) == 8
 
 
+def test_an_ncnn_bundle_with_its_float_model(
+    ncnn_bundle: Exported,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trace = tmp_path / "trace.json"
+    alone = profile([str(ncnn_bundle.bundle)], capsys)
+    assert "--float" in alone["remark"] and alone["runtime"] == "ncnn"
+    monkeypatch.setenv("EDGEKIT_CACHE", str(ncnn_bundle.cache))
+    found = profile([str(ncnn_bundle.bundle), "--trace", str(trace)], capsys)
+    assert found["remark"] == "" and found["float"].endswith("model.json")
+    convolutions = [x for x in found["layers"] if x["op_type"].startswith("Convolution")]
+    assert len(convolutions) > 60
+    losses = [layer["sqnr_db"] for layer in convolutions]
+    # integers that one layer hands to the next are compared as the real numbers they stand for
+    assert all(loss is not None and 3 < loss < 80 for loss in losses)
+    assert losses[0] > min(losses[-10:]), "noise adds up on the way"
+    events = json.loads(trace.read_text())["traceEvents"]
+    layers = [event for event in events if event["cat"] == "Node"]
+    assert len(layers) == 3 * (len(found["layers"]) + 1)  # the input is no layer of the table
+    assert {"name", "ph", "ts", "dur", "pid", "tid"} <= set(layers[0])
+    assert [e["ts"] for e in layers] == sorted(e["ts"] for e in layers)
+    # named, and refused where it is another model's
+    named = profile([str(ncnn_bundle.bundle), "--float", found["float"]], capsys)
+    assert named["layers"][5]["sqnr_db"] == found["layers"][5]["sqnr_db"]
+    onnx_file = next((ncnn_bundle.cache / "entries").glob("prepare-*/model.onnx"))
+    assert cli.run(["profile", str(ncnn_bundle.bundle), "--float", str(onnx_file)]) == 8
+
+
 def test_a_checkpoint_by_modules_and_operators(
     assets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

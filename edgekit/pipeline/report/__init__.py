@@ -15,7 +15,7 @@ from edgekit.cache import StageCache
 from edgekit.errors import BadInput, EdgekitError, VerificationFailed
 from edgekit.golden import read_npy
 from edgekit.manifest import Manifest, file_problem, read_manifest
-from edgekit.pipeline.float_model import find_float_model, prepared_sha256
+from edgekit.pipeline.float_model import find_float_model, float_sha256
 from edgekit.pipeline.profile import layer_losses
 from edgekit.pipeline.report import evidence, written
 from edgekit.pipeline.report.raw import number, part, text, texts
@@ -61,7 +61,7 @@ def build(
 ) -> BundleReport:
     """Gather everything that the page of the bundle shows.
 
-    The model is run on the golden samples where its runtime is ONNX Runtime. Raises BadInput for
+    The model is run on the golden samples where its runtime is ONNX Runtime or ncnn. Raises BadInput for
     what is no bundle, VerificationFailed when a file that is read is not as it was written, or when
     `float_model` is not the one that the bundle was made of.
     """
@@ -117,11 +117,11 @@ def _float(manifest: Manifest, given: Path | None, cache: StageCache) -> Path | 
         return find_float_model(manifest, cache)
     if not given.is_file():
         raise BadInput(f"The float model {given} does not exist.")
-    wanted = prepared_sha256(manifest)
-    if wanted is not None and sha256_file(given) != wanted:
+    wanted = float_sha256(manifest)
+    if wanted is not None and sha256_file(given) != wanted[1]:
         raise VerificationFailed(
             f"{given} is not the float model that {manifest.name} was made of.",
-            hint=f"The chain names the prepared graph with sha256 {wanted[:16]}….",
+            hint=f"The chain names the one with sha256 {wanted[1][:16]}… (step {wanted[0]}).",
         )
     return given
 
@@ -133,6 +133,9 @@ def _sizes(manifest: Manifest, plain: Path | None) -> tuple[tuple[str, float], .
     name = f"{main.precision.upper()} ({main.runtime})"
     if plain is None or main.precision != "int8":
         return ((name, carried),)
+    if plain.suffix == ".json":
+        whole = sum(file.stat().st_size for file in plain.parent.glob("model.*"))
+        return (("FP32 (ncnn)", whole / 1e6), (name, carried))
     return (("FP32 (ONNX)", plain.stat().st_size / 1e6), (name, carried))
 
 
@@ -146,23 +149,25 @@ def _evidence(manifest: Manifest, plain: Path | None, progress: Progress) -> dic
         missing.append(_NO_FLOAT)
     loss: dict[str, float] = {}
     model = manifest.path(entry.files[0])
-    if entry.runtime == "onnxruntime":
+    if entry.runtime in ("onnxruntime", "ncnn"):
         inputs = [read_npy(manifest.path(sample.input)) for sample in manifest.golden.samples]
         try:
             if is_int8 and plain is not None:
-                loss = layer_losses(plain, model, inputs, 1, progress)
-            found |= _layers(model, plain if is_int8 else None, inputs, loss, progress)
+                loss = layer_losses(entry.runtime, plain, model, inputs, progress=progress)
+            found |= _layers(
+                entry.runtime, model, plain if is_int8 else None, inputs, loss, progress
+            )
         except EdgekitError as error:
             missing.append(f"Layers could not be looked at: {error.message}")
     else:
-        missing.append(
-            f"Layers are timed in ONNX Runtime only; this model runs on {entry.runtime}."
-        )
+        missing.append(f"Layers cannot be timed here: this model runs on {entry.runtime}.")
     if is_int8 and model.suffix == ".onnx":
         try:
             found["tensors"], found["tensors_total"] = evidence.tensors(manifest, model, loss)
         except EdgekitError as error:
             missing.append(f"Activations could not be looked at: {error.message}")
+    elif is_int8:
+        missing.append(f"Activations are drawn for ONNX models only; this runs on {entry.runtime}.")
     try:
         found["samples"] = evidence.samples(manifest, plain)
     except EdgekitError as error:
@@ -174,14 +179,16 @@ def _evidence(manifest: Manifest, plain: Path | None, progress: Progress) -> dic
 
 
 def _layers(
+    runtime: str,
     model: Path,
     plain: Path | None,
     inputs: list[NDArray[Any]],
     loss: dict[str, float],
     progress: Progress,
 ) -> dict[str, Any]:
-    carried, other = evidence.profiles(model, plain, inputs, progress)
-    note = f"Median of {carried.runs} runs under ONNX Runtime's profiler, one thread"
+    carried, other = evidence.profiles(runtime, model, plain, inputs, progress)
+    way = "layer by layer in ncnn" if runtime == "ncnn" else "under ONNX Runtime's profiler"
+    note = f"Median of {carried.runs} runs {way}, one thread"
     if loss:
         note += "; SQNR of each layer's output against the float model on the golden samples"
     return {

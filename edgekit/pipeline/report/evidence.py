@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import onnx_file
 from edgekit.golden import read_image, read_npy
 from edgekit.manifest import Manifest
 from edgekit.metrics.postprocess import Detections, Suppression
+from edgekit.pipeline.profile import layer_times
 from edgekit.preprocess import fit
 from edgekit.report.bundle_report import (
     BoxMark,
@@ -24,9 +24,8 @@ from edgekit.report.bundle_report import (
     TensorChart,
 )
 from edgekit.report.drawing import encode
-from edgekit.runtimes.base import SessionOptions
-from edgekit.runtimes.onnxruntime import OnnxRuntimeSession
-from edgekit.stages import profile, tensor_ranges
+from edgekit.runtimes import open_session
+from edgekit.stages import tensor_ranges
 from edgekit.stages.decoding import Decoder
 from edgekit.stages.profile import OperatorTime, Profile
 from edgekit.types import Progress
@@ -44,6 +43,7 @@ _RANKED = 5
 
 
 def profiles(
+    runtime: str,
     model: Path,
     float_model: Path | None,
     tensors: Sequence[NDArray[Any]],
@@ -54,9 +54,7 @@ def profiles(
     for path in (model, float_model):
         if path is None:
             continue
-        name = onnx_file.main_input(onnx_file.describe(path)).name
-        feeds = [{name: tensor} for tensor in tensors]
-        found.append(profile.run(path, feeds, runs=_RUNS, progress=progress))
+        found.append(layer_times(runtime, path, tensors, runs=_RUNS, progress=progress))
     return found[0], found[1] if len(found) > 1 else None
 
 
@@ -131,7 +129,7 @@ def samples(manifest: Manifest, float_model: Path | None) -> tuple[SampleImage, 
     images = []
     session = None
     if float_model is not None and entry.precision == "int8":
-        session = OnnxRuntimeSession(float_model, SessionOptions())
+        session = open_session(entry.runtime, float_model)
     try:
         for number, sample in enumerate(manifest.golden.samples):
             image = read_image(manifest.path(sample.image))
