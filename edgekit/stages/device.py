@@ -119,22 +119,31 @@ def work_on(
     board = Board(device, limit_s=work.limit_s, stop=stop, progress=progress)
     answer: dict[str, Any] | None = None
     error: EdgekitError | None = None
+    board = Board(device, limit_s=work.limit_s, stop=stop, progress=progress)
     try:
         with board:
-            outcome = _outcome(board, work, run, bundles, files, announce)
+            try:
+                board.connect()
+            except PythonMissing as missing:
+                outcome, facts, sent_bytes = _natively(
+                    board, work, run, bundles[0], files[0], missing, progress, stop, announce
+                )
+            else:
+                outcome = _outcome(board, work, run, bundles, files, announce)
+                facts, sent_bytes = board.facts, board.sent_bytes
         answer = parse_answer(device.name, outcome)
         error = error_of(device.name, answer)
     except EdgekitError as caught:
-        error = caught
+        error, facts, sent_bytes = caught, board.facts, board.sent_bytes
     return DeviceAnswer(
         device=device.name,
         address=str(device.address),
         run=run,
         answer=answer,
         error=error,
-        facts=board.facts,
+        facts=facts,
         seconds=time.monotonic() - started,
-        sent_bytes=board.sent_bytes,
+        sent_bytes=sent_bytes,
     )
 
 
@@ -148,17 +157,11 @@ def _outcome(
 ) -> Outcome:
     if work.run is not None:
         return board.pick_up(work.run, keep=work.keep)
-    try:
-        board.connect()
-    except PythonMissing as missing:
-        return device_native.outcome(
-            board, work.command, work.options, run, bundles, files, missing
-        )
     keys = [board.send(listed) for listed in files]
     program: dict[str, Any] = {"bundle": keys[0], "path": PROGRAM}
     if PROGRAM not in bundles[0].files:
         # bundles of before the device program: ours goes beside them
-        program["bundle"] = _send_program(board, work.bundle)
+        program["bundle"] = _send_program(board)
     argv: list[Any] = [board.device.python or {"python": True}, program, work.command]
     argv += work.options
     if len(keys) > 1:
@@ -168,7 +171,42 @@ def _outcome(
     return board.run([*argv, "--", {"bundle": keys[0]}], name=run, keep=work.keep)
 
 
-def _send_program(board: Board, beside: Path) -> str:
+def _natively(
+    board: Board,
+    work: DeviceWork,
+    run: str,
+    manifest: Manifest,
+    files: Sequence[BoardFile],
+    missing: PythonMissing,
+    progress: Progress,
+    stop: threading.Event | None,
+    announce: Callable[[str, str], None] | None,
+) -> tuple[Outcome, Facts | None, int]:
+    """The same with the bundle's native runner, on a board without Python."""
+    if work.run is not None:
+        found = device_native.pick_up_natively(
+            board.device, run, limit_s=board.left_s, keep=work.keep, progress=progress
+        )
+        return device_native.as_answer(work.command, found), None, 0
+    found, facts, sent_bytes = device_native.work_natively(
+        board.device,
+        work.command,
+        work.options,
+        run,
+        manifest,
+        files,
+        missing,
+        comparing=work.against is not None,
+        limit_s=board.left_s,
+        keep=work.keep,
+        progress=progress,
+        stop=stop,
+        announce=announce,
+    )
+    return device_native.as_answer(work.command, found), facts, sent_bytes
+
+
+def _send_program(board: Board) -> str:
     import tempfile
 
     data = program_bytes()
