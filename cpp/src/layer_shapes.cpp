@@ -7,16 +7,8 @@ namespace edgekit {
 
 namespace {
 
-constexpr int64_t kMaxElements = int64_t(1) << 28;
-constexpr int64_t kMaxSide = 1 << 20;
+constexpr int64_t kMaxElements = int64_t(1) << 27;
 constexpr int64_t kAbsent = -233;
-constexpr int64_t kSameUpper = -233, kSameLower = -234;
-
-void check_rank(const ParamLayer& layer, const Shape& in, size_t rank) {
-    if (in.size() != rank) {
-        throw misfit(layer, "does not take " + text_of(in) + ", but " + std::to_string(rank) + " axes");
-    }
-}
 
 int64_t positive_axis(const ParamLayer& layer, int64_t axis, size_t rank) {
     const int64_t positive = axis < 0 ? axis + int64_t(rank) : axis;
@@ -24,67 +16,6 @@ int64_t positive_axis(const ParamLayer& layer, int64_t axis, size_t rank) {
         throw misfit(layer, "works on axis " + std::to_string(axis) + " of " + std::to_string(rank));
     }
     return positive;
-}
-
-int64_t side(const ParamLayer& layer, int key, int64_t otherwise, int64_t low, int64_t high = kMaxSide) {
-    const int64_t value = layer.integer(key, otherwise);
-    if (value < low || value > high) {
-        throw misfit(layer, "has the unusable value " + std::to_string(key) + "=" + std::to_string(value));
-    }
-    return value;
-}
-
-// Kernel, stride, dilation and padding of a sliding window; the keys are those of Convolution.
-struct Window {
-    int64_t kernel_w, kernel_h, dilation_w, dilation_h, stride_w, stride_h;
-    int64_t left, right, top, bottom;
-
-    int64_t extent_w() const { return dilation_w * (kernel_w - 1) + 1; }
-    int64_t extent_h() const { return dilation_h * (kernel_h - 1) + 1; }
-};
-
-Window convolution_window(const ParamLayer& layer) {
-    Window w{};
-    w.kernel_w = side(layer, 1, 0, 1, 4096);
-    w.kernel_h = side(layer, 11, w.kernel_w, 1, 4096);
-    w.dilation_w = side(layer, 2, 1, 1, 4096);
-    w.dilation_h = side(layer, 12, w.dilation_w, 1, 4096);
-    w.stride_w = side(layer, 3, 1, 1, 4096);
-    w.stride_h = side(layer, 13, w.stride_w, 1, 4096);
-    w.left = side(layer, 4, 0, kSameLower, 65536);
-    w.right = side(layer, 15, w.left, kSameLower, 65536);
-    w.top = side(layer, 14, w.left, kSameLower, 65536);
-    w.bottom = side(layer, 16, w.top, kSameLower, 65536);
-    return w;
-}
-
-// Positions of a window along an axis that is padded to the same count as its strides.
-int64_t same_positions(int64_t size, int64_t stride) {
-    return (size - 1) / stride + 1;
-}
-
-void check_activation(const ParamLayer& layer, int type_key, int params_key) {
-    const int64_t type = layer.integer(type_key);
-    const size_t count = layer.numbers(params_key).size();
-    if (type < 0 || type > 6 || (type == 2 && count < 1) || ((type == 3 || type == 6) && count < 2)) {
-        throw misfit(layer, "has an unusable activation");
-    }
-}
-
-int64_t groups_of(const ParamLayer& layer, int64_t channels, int64_t outputs) {
-    if (layer.type.find("DepthWise") == std::string::npos) return 1;
-    const int64_t groups = side(layer, 7, 1, 1);
-    if (channels % groups != 0 || outputs % groups != 0) {
-        throw misfit(layer, "splits " + std::to_string(channels) + " channels into " + std::to_string(groups));
-    }
-    return groups;
-}
-
-void check_weight(const ParamLayer& layer, int64_t found, int64_t wanted) {
-    if (found != wanted) {
-        throw misfit(layer, "has " + std::to_string(found) + " weights where its input needs " +
-                                std::to_string(wanted));
-    }
 }
 
 }  // namespace
@@ -104,47 +35,33 @@ void check_size(const ParamLayer& layer, const Shape& shape) {
     }
 }
 
-Shape shape_of_convolution(const ParamLayer& layer, const Shape& in) {
-    const int64_t outputs = side(layer, 0, 0, 1);
-    check_activation(layer, 9, 10);
-    const int64_t term = layer.integer(8);
-    if (term != 0 && term != 1 && term != 2 && term != 101 && term != 102) {
-        throw misfit(layer, "has the unusable value 8=" + std::to_string(term));
+void check_rank(const ParamLayer& layer, const Shape& in, size_t rank) {
+    if (in.size() != rank) {
+        throw misfit(layer, "does not take " + text_of(in) + ", but " + std::to_string(rank) + " axes");
     }
-    const Window w = convolution_window(layer);
-    const int64_t weights = layer.integer(6);
-    if (in.size() == 1 && layer.type == "Convolution" && w.kernel_w == 1 && w.kernel_h == 1) {
-        check_weight(layer, weights, outputs * in[0]);  // computed as an inner product
-        return {outputs};
-    }
-    check_rank(layer, in, 3);
-    const int64_t groups = groups_of(layer, in[0], outputs);
-    check_weight(layer, weights, outputs / groups * in[0] * w.kernel_w * w.kernel_h);
-    if (w.left == kSameUpper || w.left == kSameLower) {
-        if (w.right != w.left || w.top != w.left || w.bottom != w.left) throw misfit(layer, "has an unusable padding");
-        return {outputs, same_positions(in[1], w.stride_h), same_positions(in[2], w.stride_w)};
-    }
-    if (w.left < 0 || w.right < 0 || w.top < 0 || w.bottom < 0) throw misfit(layer, "has an unusable padding");
-    const int64_t spare_h = in[1] + w.top + w.bottom - w.extent_h();
-    const int64_t spare_w = in[2] + w.left + w.right - w.extent_w();
-    if (spare_h < 0 || spare_w < 0) throw misfit(layer, "has a kernel larger than its input " + text_of(in));
-    return {outputs, spare_h / w.stride_h + 1, spare_w / w.stride_w + 1};
 }
 
-Shape shape_of_deconvolution(const ParamLayer& layer, const Shape& in) {
-    check_rank(layer, in, 3);
-    const int64_t outputs = side(layer, 0, 0, 1);
-    check_activation(layer, 9, 10);
-    const Window w = convolution_window(layer);
-    const int64_t groups = groups_of(layer, in[0], outputs);
-    if (layer.integer(28) != 0) return {};
-    check_weight(layer, layer.integer(6), outputs / groups * in[0] * w.kernel_w * w.kernel_h);
-    const int64_t more_w = side(layer, 18, 0, 0, 4096), more_h = side(layer, 19, more_w, 0, 4096);
-    if (layer.has(20) || layer.has(21) || w.left < 0 || w.top < 0 || w.right < 0 || w.bottom < 0) return {};
-    const int64_t height = (in[1] - 1) * w.stride_h + w.extent_h() + more_h - w.top - w.bottom;
-    const int64_t width = (in[2] - 1) * w.stride_w + w.extent_w() + more_w - w.left - w.right;
-    if (height < 1 || width < 1) throw misfit(layer, "cuts everything off " + text_of(in));
-    return {outputs, height, width};
+int64_t side(const ParamLayer& layer, int key, int64_t otherwise, int64_t low, int64_t high) {
+    const int64_t value = layer.integer(key, otherwise);
+    if (value < low || value > high) {
+        throw misfit(layer, "has the unusable value " + std::to_string(key) + "=" + std::to_string(value));
+    }
+    return value;
+}
+
+void check_activation(const ParamLayer& layer, int type_key, int params_key) {
+    const int64_t type = layer.integer(type_key);
+    const size_t count = layer.numbers(params_key).size();
+    if (type < 0 || type > 6 || (type == 2 && count < 1) || ((type == 3 || type == 6) && count < 2)) {
+        throw misfit(layer, "has an unusable activation");
+    }
+}
+
+void check_weight(const ParamLayer& layer, int64_t found, int64_t wanted) {
+    if (found != wanted) {
+        throw misfit(layer, "has " + std::to_string(found) + " weights where its input needs " +
+                                std::to_string(wanted));
+    }
 }
 
 Shape shape_of_inner_product(const ParamLayer& layer, const Shape& in) {
@@ -153,36 +70,6 @@ Shape shape_of_inner_product(const ParamLayer& layer, const Shape& in) {
     if (in.size() == 2 && weights == outputs * in[1]) return {in[0], outputs};
     check_weight(layer, weights, outputs * count_of(in));
     return {outputs};
-}
-
-Shape shape_of_pooling(const ParamLayer& layer, const Shape& in) {
-    check_rank(layer, in, 3);
-    if (side(layer, 0, 0, 0, 1) < 0) return {};
-    if (layer.integer(4) != 0) return {in[0]};
-    if (layer.integer(7) != 0) {
-        const int64_t width = layer.integer(8), height = layer.integer(18, width);
-        if ((width < 1 && width != kAbsent) || (height < 1 && height != kAbsent)) {
-            throw misfit(layer, "has an unusable output size");
-        }
-        return {in[0], height == kAbsent ? in[1] : height, width == kAbsent ? in[2] : width};
-    }
-    Window w{};
-    w.kernel_w = side(layer, 1, 0, 1, 4096);
-    w.kernel_h = side(layer, 11, w.kernel_w, 1, 4096);
-    w.stride_w = side(layer, 2, 1, 1, 4096);
-    w.stride_h = side(layer, 12, w.stride_w, 1, 4096);
-    w.left = side(layer, 3, 0, 0, 4096);
-    w.right = side(layer, 14, w.left, 0, 4096);
-    w.top = side(layer, 13, w.left, 0, 4096);
-    w.bottom = side(layer, 15, w.top, 0, 4096);
-    const int64_t mode = side(layer, 5, 0, 0, 3);
-    if (mode >= 2) return {in[0], same_positions(in[1], w.stride_h), same_positions(in[2], w.stride_w)};
-    const int64_t spare_h = in[1] + w.top + w.bottom - w.kernel_h;
-    const int64_t spare_w = in[2] + w.left + w.right - w.kernel_w;
-    if (spare_h < 0 || spare_w < 0) throw misfit(layer, "has a window larger than its input " + text_of(in));
-    // "full" padding adds what the last window lacks
-    const int64_t up_h = mode == 0 ? w.stride_h - 1 : 0, up_w = mode == 0 ? w.stride_w - 1 : 0;
-    return {in[0], (spare_h + up_h) / w.stride_h + 1, (spare_w + up_w) / w.stride_w + 1};
 }
 
 Shape shape_of_reshape(const ParamLayer& layer, const Shape& in) {
@@ -246,7 +133,7 @@ Shape shape_of_interp(const ParamLayer& layer, const Shape& in) {
     side(layer, 0, 0, 1, 3);
     if (layer.has(9) || layer.integer(5) != 0) return {};  // a size that is computed, or an input
     const int64_t out_h = layer.integer(3), out_w = layer.integer(4);
-    if (out_h < 0 || out_w < 0 || out_h > kMaxSide || out_w > kMaxSide) throw misfit(layer, "has an unusable size");
+    if (out_h < 0 || out_w < 0 || out_h > (1 << 20) || out_w > (1 << 20)) throw misfit(layer, "has an unusable size");
     const double scale_h = layer.number(1, 1.0), scale_w = layer.number(2, 1.0);
     if (!(scale_h > 0 && scale_h < 1024 && scale_w > 0 && scale_w < 1024)) {
         throw misfit(layer, "has an unusable scale");

@@ -17,6 +17,11 @@ namespace edgekit {
 Error misfit(const ParamLayer& layer, const std::string& problem);
 // Refuses blobs that no model of this program's kind has.
 void check_size(const ParamLayer& layer, const Shape& shape);
+void check_rank(const ParamLayer& layer, const Shape& in, size_t rank);
+void check_weight(const ParamLayer& layer, int64_t found, int64_t wanted);
+void check_activation(const ParamLayer& layer, int type_key, int params_key);
+// The whole number `key`, which must lie in `low` to `high`.
+int64_t side(const ParamLayer& layer, int key, int64_t otherwise, int64_t low, int64_t high = 1 << 20);
 void check_norm_size(const ParamLayer& layer, const Shape& in);
 
 Shape shape_of_convolution(const ParamLayer& layer, const Shape& in);

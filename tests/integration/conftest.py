@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit import cli
+from edgekit import cli, cpu
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -96,3 +96,34 @@ def ncnn_bundle(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Expor
     with cache_in(folder / "cache"):
         assert cli.run(arguments) == 0
     return Exported(folder / "cells-ncnn", folder / "cache", folder / "calib")
+
+
+@pytest.fixture(scope="session")
+def runner() -> Path:
+    """The native NCNN runner for this machine, static; built once into the native cache."""
+    from edgekit.stages import runner_build
+
+    return runner_build.build(cpu.detect().arch)
+
+
+@pytest.fixture(scope="session")
+def cells_ncnn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The example's small detector as ncnn bundles: "int8" and "fp32"."""
+    pytest.importorskip("ncnn")
+    folder = tmp_path_factory.mktemp("cells-ncnn")
+    example = ROOT / "examples" / "cells"
+    arguments = [
+        "export", str(example / "cells_pruned.pt"), "--arch", "model:detector",
+        "--code", str(example), "--imgsz", "192", "--images", str(ROOT / "calib"),
+        "--color", "rgb", "--resize", "letterbox", "--scale", "1/255",
+        "--mean", "0,0,0", "--std", "1,1,1", "--json",
+    ]  # fmt: skip
+    # what is not timed here keeps its INT8 whether it pays or not
+    foreign = "x86-ncnn" if cpu.detect().arch == "aarch64" else "arm"
+    found = {}
+    with cache_in(folder / "cache"):
+        for precision, more in (("int8", ["--method", "minmax"]), ("fp32", [])):
+            target, out = f"{foreign}-{precision}", folder / precision
+            assert cli.run([*arguments, "--target", target, *more, "--out", str(out)]) == 0
+            found[precision] = out
+    return found
