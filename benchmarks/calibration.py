@@ -1,7 +1,11 @@
-"""What collecting calibration statistics costs: time against bare inference, and memory.
+"""What collecting activation statistics costs, beside bare inference of the same images.
 
-    python benchmarks/calibration.py --model yolo11n.onnx --images calib/ [--count 128] [--threads 1]
-        [--cpus 0] [--peer 8] [--json]
+    python benchmarks/calibration.py [--model prepared.onnx --images calib/] [--count 256] [--threads 1]
+        [--few 32 --many 512] [--cpus 0] [--peer 8] [--json]
+
+Without --model it takes YOLO11n at 640 x 640 from the assets (EDGEKIT_ASSETS), exported and prepared,
+and their calibration photos. Where there are fewer files than images asked for, they are taken again
+mirrored, so that every image is a different one.
 
 Every figure comes from a fresh process. Bare inference (the float model on the same decoded images,
 same threads, decoding not timed) and collecting (`edgekit.stages.calibrate.run`, everything in it:
@@ -10,14 +14,19 @@ in wall-clock time and in CPU time. Where others use the machine only the CPU ra
 With `--threads 1` collecting counts on a thread of its own beside the one that infers; `--cpus 0`
 pins both programs to one core and shows what it costs without a second one.
 
-Sets of tensors: "convolutions" is what Conv, Gemm, MatMul, Concat and Add read (114 tensors or so in
-a YOLO11n); "target" what `--target` may quantize; "all" every float activation. `--peer N` runs
-onnxruntime's entropy calibrator on N and N/2 images for comparison; it keeps every activation.
+Sets of tensors: "placement" what the ONNX Runtime target may quantize, with the channel means that bias
+correction wants; "convolutions" what Conv, Gemm, MatMul, Concat and Add read (114 tensors or so in a
+YOLO11n); "all" every float activation. Peak RSS is compared between --few and --many images; 0 leaves
+that out. `--peer N` runs onnxruntime's entropy calibrator on N and N/2 images for comparison (it keeps
+every activation), and NNCF and ModelOpt on N images where they are installed (the extra `peers`); those
+two quantize the model as well, and cannot be told to stop before.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.util
 import json
 import os
 import statistics
@@ -29,7 +38,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-JOBS = ("bare", "collect", "ranges", "peer")
+JOBS = ("bare", "collect", "ranges", "peer", "nncf", "modelopt")
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = Path(os.environ.get("EDGEKIT_ASSETS", str(ROOT.parent / "shared" / "assets")))
 _READERS = frozenset({"Conv", "Gemm", "MatMul", "Concat", "Add"})
 
 
@@ -37,13 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=128, help="images [128]")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--count", type=int, default=256, help="images [256]")
     parser.add_argument("--few", type=int, default=32, help="images of the memory comparison [32]")
+    parser.add_argument("--many", type=int, default=512, help="and so many beside them [512]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--sets", default="convolutions,all", help="convolutions, target, all")
+    parser.add_argument("--sets", default="placement,all", help="placement, convolutions, all")
     parser.add_argument("--target", default="x86-int8")
     parser.add_argument("--cpus", default="", help="pin every process: 0 or 0,1")
     parser.add_argument("--peer", type=int, default=0, help="images for onnxruntime's calibrator")
@@ -56,7 +68,12 @@ def main() -> None:
     if arguments.job:
         print(json.dumps(WORK[arguments.job](arguments)))
         return
-    result = compare(arguments)
+    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
+        if arguments.model is None:
+            arguments.model = default_model(Path(folder))
+        if arguments.images is None:
+            arguments.images = ASSETS / "coco" / "calib"
+        result = compare(arguments)
     print(json.dumps(result, indent=2) if arguments.json else table(result))
 
 
@@ -106,9 +123,13 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         figures = _medians(runs)
         figures["ratio"] = figures["seconds"] / result["bare"]["seconds"]
         figures["cpu_ratio"] = figures["cpu_seconds"] / result["bare"]["cpu_seconds"]
-        few = child(arguments, "collect", set=name, count=arguments.few)
-        figures["peak_rss_mb_few"] = few["peak_rss_mb"]
-        figures["few"] = few["images"]
+        if arguments.few and arguments.many and name == sets[0]:
+            for label in ("few", "many"):
+                done = child(arguments, "collect", set=name, count=getattr(arguments, label))
+                figures[label], figures[f"peak_rss_mb_{label}"] = (
+                    done["images"],
+                    done["peak_rss_mb"],
+                )
         result["sets"][name] = figures
     result["ranges"] = child(arguments, "ranges", count=min(16, arguments.count))
     if arguments.peer:
@@ -121,6 +142,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             two["seconds"] / two["images"] / result["bare"]["seconds"] * bare[0]["images"]
         )
         result["peer"] = two
+        for name in ("nncf", "modelopt"):
+            if importlib.util.find_spec(name) is not None:
+                result[name] = child(arguments, name, count=arguments.peer)
     return result
 
 
@@ -140,8 +164,12 @@ def table(result: dict[str, Any]) -> str:
             f"collect {name:13} {figures['seconds']:8.2f} s  {figures['cpu_seconds']:8.2f} s CPU  "
             f"{figures['tensors']:.0f} tensors: {figures['ratio']:.2f} x bare "
             f"({figures['cpu_ratio']:.2f} x in CPU time); peak RSS "
-            f"{figures['peak_rss_mb_few']:.0f} MB at {figures['few']}, "
-            f"{figures['peak_rss_mb']:.0f} MB at {images} images"
+            + "".join(
+                f"{figures[f'peak_rss_mb_{label}']:.0f} MB at {figures[label]}, "
+                for label in ("few", "many")
+                if label in figures
+            )
+            + f"{figures['peak_rss_mb']:.0f} MB at {images} images"
         )
     ranges = result["ranges"]
     lines.append(
@@ -156,15 +184,72 @@ def table(result: dict[str, Any]) -> str:
             f"{peer['ratio']:.1f} x bare; {peer['seconds_per_image']:.2f} s and "
             f"{peer['mb_per_image']:.0f} MB more per image, peak RSS {peer['peak_rss_mb']:.0f} MB"
         )
+    for name, title in (("nncf", "NNCF"), ("modelopt", "ModelOpt")):
+        if name in result:
+            peer = result[name]
+            lines.append(
+                f"{title:20}  {peer['seconds']:8.2f} s for {peer['images']} images, quantization "
+                f"included; peak RSS {peer['peak_rss_mb']:.0f} MB"
+            )
+        elif "peer" in result:
+            lines.append(f"{title}: not installed (pip install 'edgekit[peers]')")
     return "\n".join(lines)
 
 
 # --- the jobs ---------------------------------------------------------------------------------
 
 
-def _subject(arguments: argparse.Namespace) -> tuple[Any, Any, list[Path]]:
+class Mirrored:
+    """The images of a folder, `count` of them: taken again mirrored where the files do not suffice.
+
+    A source as `edgekit.calibration.source` has them; each mirroring is an image of its own.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        from edgekit.images import list_images
+
+        self._files = list_images(folder)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        return f"{self._files[index % len(self._files)]} ({index // len(self._files)})"
+
+    def fingerprint(self, index: int, *hash_file: Any) -> str:
+        data = self._files[index % len(self._files)].read_bytes()
+        return hashlib.sha256(data + str(index // len(self._files)).encode()).hexdigest()
+
+    def read(self, index: int) -> tuple[str, Any]:
+        from edgekit.images import decode
+
+        path, turn = self._files[index % len(self._files)], index // len(self._files)
+        image = decode(path.read_bytes(), str(path))
+        image = image[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
+        return self.fingerprint(index), image.copy()
+
+
+def default_model(folder: Path) -> Path:
+    """YOLO11n from the assets, exported at 640 x 640 and prepared."""
+    import numpy as np
+
+    from edgekit.checkpoint import load
+    from edgekit.preprocess import Preprocess
+    from edgekit.stages import export, prepare, simplify
+
+    contract = Preprocess(height=640, width=640)
+    checkpoint = load(ASSETS / "models" / "yolo11n_w8.pt")
+    feeds = [np.random.default_rng(0).random((1, 3, 640, 640), dtype=np.float32)]
+    exported = export.run(
+        checkpoint, contract, feeds, folder / "e.onnx", export.ExportOptions()
+    ).model
+    simple = simplify.run(exported, feeds, folder / "s.onnx", simplify.SimplifyOptions()).model
+    return prepare.run(simple, feeds, folder / "yolo11n.onnx").model.path
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[Any, Any, Mirrored]:
     from edgekit import onnx_file
-    from edgekit.images import list_images
     from edgekit.preprocess import Preprocess
 
     model = onnx_file.describe(arguments.model)
@@ -174,7 +259,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[Any, Any, list[Path]]:
             size if isinstance(size, int) else 640 for size in model.inputs[0].shape[2:]
         )
         contract = Preprocess(height=height, width=width)
-    return model, contract, list_images(arguments.images)[: arguments.count]
+    return model, contract, Mirrored(arguments.images, arguments.count)
 
 
 def _peak_rss_mb() -> float:
@@ -186,20 +271,19 @@ def _peak_rss_mb() -> float:
 def bare(arguments: argparse.Namespace) -> dict[str, Any]:
     import cv2
 
-    from edgekit.images import read
     from edgekit.preprocess import apply
     from edgekit.runtimes import open_session
     from edgekit.runtimes.base import SessionOptions
 
     cv2.setNumThreads(1)
-    model, contract, paths = _subject(arguments)
+    model, contract, source = _subject(arguments)
     seconds = cpu = 0.0
     name = model.inputs[0].name
     with open_session(
         "onnxruntime", model.path, SessionOptions(threads=arguments.threads)
     ) as session:
-        for number, path in enumerate(paths):
-            tensor, _ = apply(read(path), contract)
+        for number in range(len(source)):
+            tensor, _ = apply(source.read(number)[1], contract)
             if number == 0:
                 session.run({name: tensor})
             started, cpu_started = time.perf_counter(), time.process_time()
@@ -209,7 +293,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
-        "images": len(paths),
+        "images": len(source),
         "peak_rss_mb": _peak_rss_mb(),
     }
 
@@ -217,7 +301,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, Any]:
 def tensors_of(arguments: argparse.Namespace, model: Any) -> tuple[str, ...] | None:
     if arguments.set == "all":
         return None
-    if arguments.set == "target":
+    if arguments.set == "placement":
         from edgekit.stages.quantize import observed_tensors
         from edgekit.target import load_target
 
@@ -235,17 +319,24 @@ def tensors_of(arguments: argparse.Namespace, model: Any) -> tuple[str, ...] | N
 def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     from edgekit.stages import calibrate
 
-    model, contract, paths = _subject(arguments)
+    model, contract, source = _subject(arguments)
     tensors = tensors_of(arguments, model)
+    channels: dict[str, int] = {}
+    if arguments.set == "placement":
+        from edgekit.stages.quantize import observed_channels
+        from edgekit.target import load_target
+
+        channels = observed_channels(model, load_target(arguments.target))
     with tempfile.TemporaryDirectory() as folder:
         started, cpu_started = time.perf_counter(), time.process_time()
         made = calibrate.run(
             model,
-            paths,
+            source,
             contract,
             Path(folder) / "calibration.npz",
             calibrate.CalibrateOptions(
                 tensors=tensors,
+                channels=channels,
                 threads=arguments.threads,
                 partial=Path(folder) / "partial",
                 time_inference=False,
@@ -265,11 +356,11 @@ def ranges(arguments: argparse.Namespace) -> dict[str, Any]:
     from edgekit.calibration.methods import METHODS, choose
     from edgekit.stages import calibrate
 
-    model, contract, paths = _subject(arguments)
+    model, contract, source = _subject(arguments)
     with tempfile.TemporaryDirectory() as folder:
         made = calibrate.run(
             model,
-            paths,
+            source,
             contract,
             Path(folder) / "calibration.npz",
             calibrate.CalibrateOptions(threads=arguments.threads, time_inference=False),
@@ -292,19 +383,18 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
         create_calibrator,
     )
 
-    from edgekit.images import read
     from edgekit.preprocess import apply
 
-    model, contract, paths = _subject(arguments)
+    model, contract, source = _subject(arguments)
     name = model.inputs[0].name
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._paths = iter(paths)
+            self._left = iter(range(len(source)))
 
         def get_next(self) -> dict[str, Any] | None:
-            path = next(self._paths, None)
-            return None if path is None else {name: apply(read(path), contract)[0]}
+            number = next(self._left, None)
+            return None if number is None else {name: apply(source.read(number)[1], contract)[0]}
 
     started, cpu_started = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -323,8 +413,57 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,
-        "images": len(paths),
+        "images": len(source),
         "tensors": len(found.data),
+        "peak_rss_mb": _peak_rss_mb(),
+    }
+
+
+def nncf(arguments: argparse.Namespace) -> dict[str, Any]:
+    """NNCF's quantize with its defaults: statistics, algorithms and insertion in one."""
+    import nncf as peer_nncf
+    import onnx
+
+    from edgekit.preprocess import apply
+
+    model, contract, source = _subject(arguments)
+    name = model.inputs[0].name
+    proto = onnx.load(str(model.path))
+    started, cpu_started = time.perf_counter(), time.process_time()
+    data = peer_nncf.Dataset(
+        range(len(source)), lambda number: {name: apply(source.read(number)[1], contract)[0]}
+    )
+    peer_nncf.quantize(proto, data, subset_size=len(source))
+    return _whole(started, cpu_started, source)
+
+
+def modelopt(arguments: argparse.Namespace) -> dict[str, Any]:
+    """ModelOpt's ONNX quantization by entropy, on the CPU; it takes all images as one array."""
+    import numpy as np
+    from modelopt.onnx.quantization import quantize
+
+    from edgekit.preprocess import apply
+
+    model, contract, source = _subject(arguments)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    tensors = [apply(source.read(number)[1], contract)[0] for number in range(len(source))]
+    with tempfile.TemporaryDirectory() as folder:
+        quantize(
+            onnx_path=str(model.path),
+            quantize_mode="int8",
+            calibration_data={model.inputs[0].name: np.concatenate(tensors)},
+            calibration_method="entropy",
+            calibration_eps=["cpu"],
+            output_path=str(Path(folder) / "int8.onnx"),
+        )
+    return _whole(started, cpu_started, source)
+
+
+def _whole(started: float, cpu_started: float, source: Mirrored) -> dict[str, Any]:
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "images": len(source),
         "peak_rss_mb": _peak_rss_mb(),
     }
 
@@ -334,6 +473,8 @@ WORK: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "collect": collect,
     "ranges": ranges,
     "peer": peer,
+    "nncf": nncf,
+    "modelopt": modelopt,
 }
 
 if __name__ == "__main__":

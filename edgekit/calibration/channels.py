@@ -9,14 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.calibration.histogram import SUM_UNIT_EXPONENT
+from edgekit.calibration.histogram import SUM_UNIT_EXPONENT, Summary
 from edgekit.errors import BadInput
 
 # a float64 with 53 bits of mantissa, multiple of 2^-149: its mantissa as an integer stands at 2^-202
 _UNIT_EXPONENT = SUM_UNIT_EXPONENT - 53
+
+
+def _row_sums(planes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sum of each row of [C, N], float64 [C], added up in float64.
+
+    OpenCV's takes a fifth of numpy's time, which widens in a buffer first.
+    """
+    if planes.shape[1] == 1:
+        return planes[:, 0].astype(np.float64)
+    sums: NDArray[np.float64] = cv2.reduce(planes, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)
+    return sums.reshape(-1)
 
 
 @dataclass(eq=False)
@@ -43,21 +55,26 @@ class ChannelStatistics:
         divisor = max(1, self.count) << -_UNIT_EXPONENT
         return np.array([int(units) / divisor for units in self.sum_units], dtype=np.float64)
 
-    def add(self, values: NDArray[Any]) -> None:
-        """Take in one image's tensor; values must be finite.
+    def add(self, values: NDArray[Any]) -> Summary | None:
+        """Take in one image's tensor, and return its extremes and sum over all channels.
 
-        Raises BadInput when the tensor has no channel axis or the number of channels changes.
+        None, and nothing taken in, when the tensor is empty or holds NaN or infinity. Raises BadInput
+        when it has no channel axis or the number of channels changes.
         """
         if values.ndim <= self.axis:
             raise BadInput(
                 f"A tensor of shape {list(values.shape)} has no channel axis {self.axis}."
             )
         if not values.size:
-            return
+            return None
         single = values if values.dtype == np.float32 else values.astype(np.float32)
         planes = np.moveaxis(single, self.axis, 0).reshape(single.shape[self.axis], -1)
         low, high = planes.min(axis=1) + np.float32(0), planes.max(axis=1) + np.float32(0)
-        mantissa, power = np.frexp(planes.sum(axis=1, dtype=np.float64))
+        least, most = float(low.min()), float(high.max())
+        # NaN spreads through min and max
+        if not (np.isfinite(least) and np.isfinite(most)):
+            return None
+        mantissa, power = np.frexp(_row_sums(np.ascontiguousarray(planes)))
         whole = np.ldexp(mantissa, 53).astype(np.int64).astype(object)
         shifts = (power.astype(np.int64) - 53 - _UNIT_EXPONENT).astype(object)
         units = whole << np.maximum(shifts, 0)
@@ -69,6 +86,9 @@ class ChannelStatistics:
             self.maximum = np.maximum(self.maximum, high)
             self.sum_units = self.sum_units + units
         self.count += planes.shape[1]
+        # every float32 is a multiple of 2^-149, and so are sums of them, rounded or not
+        total = sum(units.tolist()) >> (SUM_UNIT_EXPONENT - _UNIT_EXPONENT)
+        return Summary(minimum=least, maximum=most, sum_units=total)
 
     def merge(self, other: ChannelStatistics) -> None:
         """Add `other`'s values; `other` is left as it is."""

@@ -72,6 +72,15 @@ def exponent_for(minimum: float, maximum: float) -> int:
     return exponent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Extremes and exact sum (in units of 2^-149) of an array of finite values."""
+
+    minimum: float
+    maximum: float
+    sum_units: int
+
+
 @dataclass(eq=False)
 class Histogram:
     """Counts, extremes and sum of a tensor's finite values; NaN and infinities counted apart.
@@ -134,19 +143,33 @@ class Histogram:
             self.counts[HALF // 2 : HALF + HALF // 2] = pairs
             self.exponent += 1
 
-    def add(self, values: NDArray[Any]) -> None:
+    def add(self, values: NDArray[Any], known: Summary | None = None) -> None:
         """Count every element of a floating-point array of any shape.
 
         float16 is widened exactly; float64 is rounded to float32, the type that ranges and scales
-        have. Negative zero counts as zero.
+        have. Negative zero counts as zero. `known` saves looking for the extremes and the sum again.
         """
         flat = np.ascontiguousarray(values).reshape(-1)
+        if known is not None:
+            self._note(known.minimum, known.maximum)
+            self.count += flat.size
+            self.sum_units += known.sum_units
         for start in range(0, flat.size, _PIECE):
             piece = flat[start : start + _PIECE]
             if piece.dtype != np.float32:
                 with np.errstate(over="ignore"):
                     piece = piece.astype(np.float32)
-            self._add_piece(piece)
+            if known is None:
+                self._add_piece(piece)
+            else:
+                self._count(piece, negative=known.minimum < 0)
+
+    def _note(self, minimum: float, maximum: float) -> None:
+        """Widen extremes and range by those of a finite array."""
+        # adding +0 turns -0 into +0: which of the two min() meets first is a matter of order
+        self.minimum = min(self.minimum, minimum + 0.0)
+        self.maximum = max(self.maximum, maximum + 0.0)
+        self.grow(exponent_for(minimum, maximum))
 
     def _add_piece(self, piece: NDArray[np.float32]) -> None:
         minimum, maximum = float(piece.min()), float(piece.max())
@@ -158,18 +181,10 @@ class Histogram:
             if not piece.size:
                 return
             minimum, maximum = float(piece.min()), float(piece.max())
-        # adding +0 turns -0 into +0: which of the two min() meets first is a matter of order
-        self.minimum = min(self.minimum, minimum + 0.0)
-        self.maximum = max(self.maximum, maximum + 0.0)
-        self.grow(exponent_for(minimum, maximum))
+        self._note(minimum, maximum)
         self.count += piece.size
-
-        with np.errstate(over="ignore"):
-            total = float(piece.sum())
-        if not np.isfinite(total):
-            total = float(piece.sum(dtype=np.float64))
-        self.sum_units += exact_units(total)
-
+        # in float64, as OpenCV does it: no sum of float32 overflows there
+        self.sum_units += exact_units(cv2.sumElems(piece)[0])
         self._count(piece, negative=minimum < 0)
 
     def _count(self, piece: NDArray[np.float32], negative: bool) -> None:

@@ -135,9 +135,8 @@ class Statistics:
 
         def add_one(name: str) -> None:
             tensor = self.tensors[name]
-            tensor.halves[half].add(values[name])
-            if tensor.channels is not None and not tensor.halves[half].nonfinite_count:
-                tensor.channels.add(values[name])
+            known = None if tensor.channels is None else tensor.channels.add(values[name])
+            tensor.halves[half].add(values[name], known)
 
         # the largest first: threads then end at about the same time
         order = sorted(self.tensors, key=lambda name: -values[name].size)

@@ -28,7 +28,7 @@ from edgekit.types import Engine, Progress, TensorSpec, no_progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 
 
 class ObservedNcnn:
