@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("edgekit.cli.inspect", "Show what a model or checkpoint is made of."),
     "draw": ("edgekit.cli.draw", "Write images with the boxes or classes that a model finds."),
     "bench": ("edgekit.cli.bench", "Measure latency; gate on it; compare two models."),
+    "build": ("edgekit.cli.build", "Build what a bundle needs built on its device."),
     "check": ("edgekit.cli.check", "Hold a bundle against budgets and a baseline, for CI."),
     "history": ("edgekit.cli.history", "Show results over time, per model and device."),
     "profile": ("edgekit.cli.profile", "Show where time goes and what INT8 costs, per layer."),

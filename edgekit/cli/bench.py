@@ -55,7 +55,7 @@ Examples:
   edgekit bench model.onnx --threads 4
   edgekit bench best.pt --against best-x86-int8/        # PyTorch against the bundle
   edgekit bench best-x86-int8/ --max-p99-ms 25          # exit code 7 when it is slower
-  edgekit bench best-arm64-int8/ --device ssh://pi@raspberrypi.local
+  edgekit bench best-rpi5-int8/ --device ssh://pi@raspberrypi.local
   edgekit bench int8.onnx --against float.onnx --json   # against.ratio above 1: int8 is faster
 """
 )

@@ -41,7 +41,7 @@ def share_of(text: str, option: str) -> float:
 @click.command(
     epilog="""\b
 Examples:
-  edgekit check best-arm64-int8/ --device ssh://pi@raspberrypi.local --max-p99-ms 25
+  edgekit check best-rpi5-int8/ --device ssh://pi@raspberrypi.local --max-p99-ms 25
   edgekit check new/ --baseline released/ --device pi --max-regression 3% --junit edgekit.xml
   edgekit check best-x86-int8/ --max-drop 0.5 --max-size-mb 4       # no device needed
 """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   edgekit history
-  edgekit history --model best-arm64-int8 --device pi --metric p99_ms --plot latency.html
+  edgekit history --model best-rpi5-int8 --device pi --metric p99_ms --plot latency.html
   edgekit history --csv > results.csv
 """
 )

@@ -236,12 +236,17 @@ def parse_answer(device: str, outcome: Outcome) -> dict[str, Any]:
     raise BuildFailed(f"{device}: the program {how}.", hint=hint)
 
 
+def kind_of(exit_code: object, otherwise: type[EdgekitError]) -> type[EdgekitError]:
+    """The kind of error that has `exit_code`."""
+    return next((kind for kind in _KINDS if kind.exit_code == exit_code), otherwise)
+
+
 def error_of(device: str, answer: dict[str, Any]) -> EdgekitError | None:
     """The error that an answer of the device program tells of, named after the device."""
     if "error" not in answer:
         return None
     code = answer.get("exit_code")
-    kind = next((kind for kind in _KINDS if kind.exit_code == code), BuildFailed)
+    kind = kind_of(code, BuildFailed)
     text, hint = printable(str(answer["error"])), printable(str(answer.get("hint") or ""))
     return kind(f"{device}: {text}", hint=hint)
 

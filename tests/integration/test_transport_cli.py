@@ -292,3 +292,15 @@ def test_an_exported_model_on_the_board(
     ]  # fmt: skip
     (kept,) = history.read(history.history_path() or Path())
     assert kept.precision == "int8" and kept.model == resnet_bundle.bundle.name
+
+
+def test_build_where_there_is_nothing_to_build(
+    devices: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, answer = run_json(capsys, "build", str(small))
+    assert code == 0 and answer["nothing_to_build"] is True
+    code, answer = run_json(capsys, "build", str(small), "--device", "board")
+    assert code == 0 and answer["nothing_to_build"] is True
+    assert cli.run(["build", str(small)]) == 0
+    assert "nothing to build" in capsys.readouterr().err
+    assert cli.run(["build", "no-such-bundle"]) == 8

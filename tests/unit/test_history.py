@@ -20,9 +20,9 @@ from edgekit.history import Result
 def result(number: int = 0, **changes: object) -> Result:
     values: dict[str, object] = {
         "utc": f"2026-01-{number % 28 + 1:02d}T00:00:00Z",
-        "model": "best-arm64-int8",
+        "model": "best-rpi5-int8",
         "bundle_sha256": "0" * 64,
-        "target": "arm64-int8",
+        "target": "rpi5-int8",
         "runtime": "ncnn",
         "precision": "int8",
         "device": "pi",
