@@ -8,7 +8,8 @@ models:
 2. stretches of layers that make the model faster when they are left float are left float, first
    each alone, then the best of them together, always measured in the target's runtime;
 3. when agreement is not near enough, layers are ranked by the damage each does alone, and the worst
-   ones are left float, a growing number of them, as long as enough of the work stays INT8;
+   ones are left float, a growing number of them, as long as enough of the work stays INT8; where the
+   model is still broken then, more of them, whatever is left in INT8;
 4. of everything tried that is near enough, the fastest is taken; without a timer, the one with the
    fewest float layers.
 
@@ -17,6 +18,7 @@ Every trial is handed to `remember`, and trials known from an interrupted run ar
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,12 +72,14 @@ class SearchOptions:
 
     `enough`: agreement that ends the search; `within`: how far from the best the taken trial may
     be for the sake of speed or of fewer float layers; `least_agreement` takes the place of both:
-    everything that reaches it is near enough. `least_share`: share of the MACs that must stay INT8
+    everything that reaches it is near enough. `broken`: agreement below which a model is no good, so
+    that more is left float than `least_share`, the share of the MACs that must stay INT8, allows
     (layers left float for speed may go below it where INT8 is not faster otherwise); `seconds`: no
     new trial starts after that.
     """
 
     enough: float = 0.985
+    broken: float = 0.75
     within: float = 0.004
     least_agreement: float | None = None
     least_share: float = 0.85
@@ -159,24 +163,31 @@ def run(
     fast: tuple[str, ...] = ()
     if race is not None and stretches and time_left():
         progress(0, 0, "timing stretches of layers")
-        fast = _faster_float(best.choice, stretches, race, share_without, options.least_share)
+        fast = faster_float(best.choice, stretches, race, share_without, options.least_share)
         if fast:
             best = tried(replace(best.choice, keep_float=fast))
     ranking: Mapping[str, float] = {}
     if best.agreement < options.goal and time_left():
         ranking = sensitivities(best.choice)
-        worst_first = _affordable(
-            sorted(ranking, key=lambda name: ranking[name]),
-            lambda names: share_without((*fast, *names)),
-            options.least_share,
+        worst_first = sorted(
+            (name for name in ranking if name not in fast), key=lambda name: ranking[name]
         )
-        for count in _counts(len(worst_first)):
+        affordable = _affordable(
+            worst_first, lambda names: share_without((*fast, *names)), options.least_share
+        )
+        for count in _counts(len(affordable)):
             if not time_left():
                 break
-            keep = (*fast, *worst_first[:count])
-            trial = tried(replace(best.choice, keep_float=keep))
+            trial = tried(replace(best.choice, keep_float=(*fast, *affordable[:count])))
             if trial.agreement >= options.goal:
                 break
+        # halves: a model that breaks needs many layers float, and each trial takes its time
+        for part in (0.125, 0.25, 0.5, 0.75, 0.9):
+            kept = worst_first[: math.ceil(part * len(worst_first))]
+            if max(trial.agreement for trial in trials) >= options.broken or not time_left():
+                break
+            if 0 < share_without((*fast, *kept)) < options.least_share:
+                tried(replace(best.choice, keep_float=(*fast, *kept)))
     near, met = _near(trials, options)
     taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
     if race is not None and len(near) > 1:
@@ -193,7 +204,7 @@ def run(
     )
 
 
-def _faster_float(
+def faster_float(
     base: Choice,
     stretches: Sequence[tuple[str, ...]],
     race: Racer,

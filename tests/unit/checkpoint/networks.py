@@ -129,6 +129,42 @@ def mobilenet_v3_small(expanded: Sequence[int] | None = None, classes: int = 2) 
     return Sequence3(nn.Sequential(*blocks), head)
 
 
+# https://arxiv.org/abs/1801.04381, table 2: expansion, out, repeats, stride
+MOBILENET_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def mobilenet_v2(classes: int = 10) -> nn.Module:
+    blocks: list[nn.Module] = [conv_norm(3, 32, 3, 2, act=nn.ReLU6)]
+    inputs = 32
+    for expansion, outputs, repeats, stride in MOBILENET_V2:
+        for repeat in range(repeats):
+            step = stride if repeat == 0 else 1
+            blocks.append(
+                InvertedResidual(
+                    inputs,
+                    inputs * expansion,
+                    outputs,
+                    3,
+                    step,
+                    nn.ReLU6,
+                    0,
+                    nn.Sigmoid,
+                    expand=expansion != 1,
+                )
+            )
+            inputs = outputs
+    blocks.append(conv_norm(320, 1280, act=nn.ReLU6))
+    return Sequence3(nn.Sequential(*blocks), nn.Sequential(nn.Linear(1280, classes)))
+
+
 # https://arxiv.org/abs/1905.11946, table 1: expansion, kernel, stride, out, repeats
 EFFICIENTNET_B0 = (
     (1, 3, 1, 16, 1),

@@ -124,6 +124,18 @@ def test_a_correction_that_brings_nothing_is_not_taken() -> None:
     assert len(result.trials) == 4
 
 
+def test_a_broken_model_is_mended_beyond_the_share() -> None:
+    gain = {"a": 0.05, "b": 0.1, "c": 0.35, "d": 0.05}
+    model = FakeModel({"percentile": 0.3, "mse": 0.35, "minmax": 0.2}, gain)
+    result = _run(model, SearchOptions(least_share=0.9))
+    assert result.best.agreement >= 0.75
+    # the two that do most damage, although c alone is 40 % of the work
+    assert result.best.choice.keep_float == ("a", "c")
+    # one that is not broken stays within it
+    healthy = _run(FakeModel(BASE, gain), SearchOptions(least_share=0.9))
+    assert healthy.best.int8_mac_share >= 0.9
+
+
 class FakeRunner:
     """Races on paper: the ms of each layer in INT8 and in float."""
 
