@@ -186,6 +186,10 @@ def _opened(
     manifest = read_manifest(folder)
     driver, model = drivers.choose(manifest, options.runtime, session)
     integrity.demand_files(manifest, model)
+    if driver == "edgekit-ncnn" and options.input is not None:
+        raise NotPossible(
+            "The native runner measures on the bundle's own golden sample 0.", "Leave --input out."
+        )
     source = input_file(manifest, None, options.input)
     progress(f"opening {manifest.name} with {driver}")
     process = stack.enter_context(WorkerProcess(manifest.name, options.timeout_s))

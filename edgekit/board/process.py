@@ -43,6 +43,8 @@ class WorkerProcess:
         self.facts: dict[str, Any] = {}
         try:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed in close()
+            # what the worker leaves when it is ended goes with this folder
+            self._temporary = tempfile.TemporaryDirectory(prefix="edgekit-")
         except OSError as error:
             raise BadInput(
                 f"No temporary file can be made: {error.strerror}.",
@@ -57,7 +59,12 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             # numpy's BLAS would start a thread for each core, and memory for each thread
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "TMPDIR": self._temporary.name,
+            },
         )
 
     @property
@@ -136,6 +143,7 @@ class WorkerProcess:
             process.wait()
         process.stdout.close()
         self._stderr.close()
+        self._temporary.cleanup()
 
     def __enter__(self) -> WorkerProcess:
         return self

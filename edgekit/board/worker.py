@@ -82,7 +82,9 @@ class Worker:
         if action == "build":
             return self._build(request)
         if action == "usage":
-            return {"cpu_s": _cpu_s(), "peak_rss_mb": peak_rss_mb()}
+            # a runtime in a process of its own knows its own peak
+            own = getattr(self._session, "peak_rss_mb", None)
+            return {"cpu_s": _cpu_s(), "peak_rss_mb": own or peak_rss_mb()}
         assert self._session is not None
         if action == "feed":
             self._feeds = {name: read_npy(Path(file)) for name, file in request["files"].items()}

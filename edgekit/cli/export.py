@@ -95,6 +95,12 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
     is_flag=True,
     help="TensorRT only: inputs and outputs of the float16 graph are float16, too.",
 )
+@click.option(
+    "--runner/--no-runner",
+    default=None,
+    help="ncnn only: pack the native runner for the board, which needs no Python there; it is built "
+    "where it is not.  [default: for ARM boards, when it is built already]",
+)
 @click.option("--max-drop", type=click.FloatRange(min=0), help="Accuracy budget in points.")
 @click.option("--max-p99-ms", type=click.FloatRange(min=0, min_open=True), help="Latency budget.")
 @click.option("--max-p50-ms", type=click.FloatRange(min=0, min_open=True), help="Latency budget.")
@@ -211,6 +217,7 @@ def _request(
         ncnn_table=arguments["ncnn_table"],
         calibration_batches=arguments["calibration_batches"],
         half_io=arguments["half_io"],
+        runner=arguments["runner"],
         dequantize=arguments["dequantize"],
         dynamic_batch=arguments["dynamic"] or bool(section and section.dynamic),
         max_bad_share=arguments["max_bad_images"],

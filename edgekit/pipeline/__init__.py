@@ -12,6 +12,7 @@ from edgekit import cpu
 from edgekit.cache import StageCache
 from edgekit.errors import EdgekitError, NotPossible, UsageError
 from edgekit.filehash import FileHashes
+from edgekit.pipeline.device_files import device_files
 from edgekit.pipeline.packing import Made, is_there, pack
 from edgekit.pipeline.request import ExportRequest, ExportResult
 from edgekit.pipeline.routes import steps_for
@@ -82,11 +83,12 @@ def export(
             verdict=verdict,
         )
         missed = budget_missed(request, verdict)
-        key = made.key(steps)
+        device = device_files(request, note, progress)
+        key = made.key(steps, device)
         unchanged = missed is None and is_there(request.out, key)
         if missed is None and not unchanged:
             progress(0, 0, "bundle")
-            pack(steps, made, key)
+            pack(steps, made, key, device)
         carries_int8 = verdict.precision == "int8"
         result = ExportResult(
             bundle=request.out,
@@ -118,6 +120,12 @@ def _demand_possible(request: ExportRequest) -> None:
     from edgekit.builders import demand_builder
 
     demand_builder(request.target)
+    if request.runner and request.target.runtime.name != "ncnn":
+        raise UsageError(
+            f"--runner is for ncnn targets; {request.target.name} runs "
+            f"{request.target.runtime.name}.",
+            hint="Choose arm-fp32, arm-int8, rpi5-int8 and the like, or leave --runner out.",
+        )
     if request.ncnn_table is not None and not (
         request.target.is_int8 and request.target.runtime.name == "ncnn"
     ):

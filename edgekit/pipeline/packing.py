@@ -13,7 +13,7 @@ from edgekit.atomic import sha256_json
 from edgekit.bundle import BundleContents, BundleModel, ChainStep, GoldenSample
 from edgekit.codec import to_record
 from edgekit.errors import EdgekitError, VerificationFailed
-from edgekit.pipeline.device_files import device_files, device_key
+from edgekit.pipeline.device_files import DeviceFiles
 from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
 from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.runner import Outcome
@@ -39,7 +39,7 @@ class Made:
     measured: Outcome[Measured]
     verdict: Verdict
 
-    def key(self, steps: Steps) -> str:
+    def key(self, steps: Steps, device: DeviceFiles) -> str:
         """Hash of everything the bundle's content depends on: the stages' keys and what is carried."""
         outcomes = (
             self.exported,
@@ -60,7 +60,7 @@ class Made:
                 "stages": [outcome.key if outcome else None for outcome in outcomes],
                 "precision": self.verdict.precision,
                 "golden": steps.request.golden,
-                "device": device_key(),
+                "device": device.key,
             }
         )
 
@@ -85,7 +85,7 @@ def is_there(folder: Path, key: str) -> bool:
     )
 
 
-def pack(steps: Steps, made: Made, key: str) -> None:
+def pack(steps: Steps, made: Made, key: str, device: DeviceFiles) -> None:
     """Write the bundle at the request's `out`; it replaces an earlier one only once it verifies."""
     from edgekit.runtimes import open_session
     from edgekit.stages.blocks import find_blocks
@@ -158,7 +158,7 @@ def pack(steps: Steps, made: Made, key: str) -> None:
             )
 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as temporary:
-        extra = device_files(Path(temporary))
+        extra = (*contents.extra, *device.write(Path(temporary)))
         bundle.write(request.out, dataclasses.replace(contents, extra=extra), check=check)
 
 

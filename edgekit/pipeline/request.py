@@ -20,7 +20,8 @@ class ExportRequest:
     `method` "auto" searches ranges and float layers for `search_seconds` at most; a calibration
     method's name takes that one as it is; `replay` takes what an earlier run chose. `max_drop` is in
     points of the metric (1 point = 0.01), latencies in ms. `limit` caps the labelled images. `fresh`
-    does every stage again although the cache knows it. `calibration_batches`
+    does every stage again although the cache knows it. `runner`: whether the native ncnn runner is
+    packed; True builds it, None packs it for ARM boards where it has been built before. `calibration_batches`
     and `half_io` are for TensorRT: how many preprocessed images the bundle carries for its own
     calibrators, and whether the float16 graph's inputs and outputs are float16.
     """
@@ -51,6 +52,7 @@ class ExportRequest:
     max_drop: float | None = None
     max_p99_ms: float | None = None
     max_p50_ms: float | None = None
+    runner: bool | None = None
     fresh: bool = False
 
 

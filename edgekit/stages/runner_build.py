@@ -68,6 +68,16 @@ def build(
     return out
 
 
+def ready(arch: str, *, static: bool = True) -> Path | None:
+    """The runner that `build` would give, when it is in the native cache already.
+
+    Raises UsageError for another architecture, MissingDependency when the compiler that decides which
+    one it is is not there.
+    """
+    program = _folder(toolchain(arch), static) / PROGRAM
+    return program if program.is_file() else None
+
+
 def describe(path: Path, arch: str, static: bool) -> BuiltRunner:
     """Hash and size of a built runner."""
     size_mb = path.stat().st_size / 1e6

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from edgekit.board.drivers.arrays import check_feeds, to_array, to_tensor
+from edgekit.board.drivers.packages import installed, load
 from edgekit.board.errors import BadInput, BuildFailed
 from edgekit.board.manifest import Manifest
 from edgekit.board.session import Availability, SessionOptions
@@ -21,22 +22,15 @@ NAME = "ncnn"
 
 
 def available() -> Availability:
-    """Whether the wheel is here and loads."""
-    try:
-        import ncnn
-    except ModuleNotFoundError:
-        return Availability(ok=False, why="the Python package ncnn is not installed")
-    except (ImportError, OSError) as error:
-        return Availability(ok=False, why=f"ncnn does not load: {error}")
-    return Availability(ok=True, version=str(ncnn.__version__))
+    """Whether the wheel is here."""
+    return installed("ncnn")
 
 
 class NcnnSession:
     """A model open in ncnn: `path` is its model.json (edgekit.formats.ncnn_json). float32, batch 1."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
-        import ncnn
-
+        ncnn = load("ncnn")
         try:
             sidecar = json.loads(path.read_text(encoding="utf-8"))
             param, weights = (

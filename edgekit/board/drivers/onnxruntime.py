@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from edgekit.board.drivers.arrays import check_feeds, to_array, to_tensor
+from edgekit.board.drivers.packages import installed, load
 from edgekit.board.errors import BadInput, BuildFailed
 from edgekit.board.manifest import Manifest
 from edgekit.board.session import Availability, SessionOptions, Spec
@@ -26,22 +27,15 @@ _DTYPES = {
 
 
 def available() -> Availability:
-    """Whether the Python package is here and loads."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        return Availability(ok=False, why="the Python package onnxruntime is not installed")
-    except (ImportError, OSError) as error:
-        return Availability(ok=False, why=f"onnxruntime does not load: {error}")
-    return Availability(ok=True, version=str(onnxruntime.__version__))
+    """Whether the Python package is here."""
+    return installed("onnxruntime", "onnxruntime", "onnxruntime-gpu", "onnxruntime-silicon")
 
 
 class OnnxRuntimeSession:
     """A model open in ONNX Runtime with the CPU execution provider."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
-        import onnxruntime
-
+        onnxruntime = load("onnxruntime")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
