@@ -62,9 +62,9 @@ In a folder with an edgekit.toml, `edgekit export` alone does what the file says
 @click.option(
     "--search-seconds",
     type=click.FloatRange(min=0),
-    default=120.0,
+    default=180.0,
     show_default=True,
-    help="Time limit of that search.",
+    help="Limit of that search, in seconds of its own CPU time.",
 )
 @click.option(
     "--replay",

@@ -104,7 +104,7 @@ Examples:
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Search: no new trial starts after that.",
+    help="Search: no new trial starts after that much CPU time.",
 )
 @click.option(
     "--replay",

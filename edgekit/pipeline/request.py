@@ -38,7 +38,7 @@ class ExportRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     method: str = "auto"
-    search_seconds: float = 120.0
+    search_seconds: float = 180.0
     replay: Choice | None = None
     keep_float: tuple[str, ...] = ()
     ncnn_table: Path | None = None

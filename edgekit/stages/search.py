@@ -29,6 +29,8 @@ from edgekit.types import Progress, no_progress
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # trials that are timed against each other in the end
 _FINALISTS = 5
+# how far behind the best ranges others may be to be corrected too: correction brings as much
+_CLOSE = 0.02
 # a difference in speed that is not worth a float layer
 _SAME_SPEED = 1.01
 
@@ -79,7 +81,7 @@ class SearchOptions:
     """
 
     enough: float = 0.985
-    broken: float = 0.75
+    broken: float = 0.85
     within: float = 0.004
     least_agreement: float | None = None
     least_share: float = 0.85
@@ -156,7 +158,7 @@ def run(
         if not trials or time_left():
             tried(choice)
     if corrects:
-        for choice in _worth_correcting(trials, options.within):
+        for choice in _worth_correcting(trials):
             if time_left():
                 tried(replace(choice, bias_correction=True))
     best = max(trials, key=lambda trial: trial.agreement)
@@ -259,10 +261,10 @@ def _fastest(near: Sequence[Trial], race: Racer) -> tuple[Trial, dict[Choice, Tr
     return taken, {trial.choice: trial for trial in timed}
 
 
-def _worth_correcting(trials: Sequence[Trial], within: float) -> list[Choice]:
-    """The best choice, and the second one when it is less than `within` behind."""
+def _worth_correcting(trials: Sequence[Trial]) -> list[Choice]:
+    """The best choice, and the second one when it is not far behind: correction may turn them round."""
     ranked = sorted(trials, key=lambda trial: -trial.agreement)
-    return [t.choice for t in ranked[:2] if t.agreement >= ranked[0].agreement - within]
+    return [t.choice for t in ranked[:2] if t.agreement >= ranked[0].agreement - _CLOSE]
 
 
 def _counts(layers: int) -> tuple[int, ...]:
