@@ -213,7 +213,7 @@ def method_of(row: Row, comparison: Comparison) -> str:
         parts.append("ternary")
     elif row.sparsity is not None and row.sparsity > 0.05 and row.precision != "int8":
         parts.append(f"sparse {100 * row.sparsity:.0f} %")
-    if row.precision not in ("fp32", "unknown"):
+    if row.precision not in ("fp32", "unknown", ""):
         parts.append(precision_name(row.precision))
     if parts:
         return " + ".join(parts)

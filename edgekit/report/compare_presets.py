@@ -79,7 +79,7 @@ def _default(comparison: Comparison) -> Layout:
 def _pruning(comparison: Comparison) -> Layout:
     """Share pruned, parameters, FLOPs reduction, speed-ups, accuracy; grouped by training batch."""
     make = Columns(comparison)
-    several = len({row.precision for row in comparison.rows}) > 1
+    several = len({row.precision for row in comparison.rows if row.precision}) > 1
     others = [name for name in comparison.runtimes() if name not in (TORCH, ONNX_RUNTIME)]
     columns = [
         make.name(),

@@ -133,4 +133,5 @@ def runtime_name(runtime: str) -> str:
 
 
 def precision_name(precision: str) -> str:
-    return PRECISION_NAMES.get(precision, precision.upper())
+    """The usual spelling; a dash for a model that could not be opened."""
+    return PRECISION_NAMES.get(precision, precision.upper()) or "–"

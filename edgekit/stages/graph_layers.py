@@ -6,7 +6,6 @@ of dynamically quantized operators, with Transpose, Reshape and Identity in betw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from edgekit.errors import EdgekitError, NotPossible
 from edgekit.quantization import dynamic
 from edgekit.quantization.placement import channel_axis
 from edgekit.runtimes.base import SessionOptions
-from edgekit.stages.model_facts import LAYERS, layer_macs
 
 if TYPE_CHECKING:
     import onnx
@@ -93,72 +91,10 @@ def opened(model: onnx.ModelProto) -> Any:
     return graph
 
 
-def count_macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> dict[int, int]:
-    """MACs of one image by the place of the node, products of activations included.
-
-    Where shapes cannot be inferred and the input's shape is known, the graph is run once and asked.
-    """
-    inferred = layer_macs(model, input_shape)
-    wanted = [p for p, node in enumerate(model.graph.node) if node.op_type in LAYERS]
-    if input_shape is None or all(place in inferred for place in wanted):
-        return inferred
-    try:
-        return {**inferred, **_measured(model, wanted, input_shape)}
-    except EdgekitError:  # a graph that does not run still has layers to look at
-        return inferred
-
-
-def _measured(
-    model: onnx.ModelProto, wanted: list[int], input_shape: tuple[int, ...]
-) -> dict[int, int]:
-    """MACs from the shapes of a run on zeros."""
-    import onnx
-
-    from edgekit.runtimes.onnxruntime import OnnxRuntimeSession
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    shapes = {item.name: tuple(item.dims) for item in copy.graph.initializer}
-    present = {value.name for value in copy.graph.output}
-    fed = {value.name for value in copy.graph.input}
-    for place in wanted:
-        node = copy.graph.node[place]
-        for name in (node.input[0], node.input[LAYERS[node.op_type][0]], node.output[0]):
-            if name not in shapes and name not in present and name not in fed:
-                copy.graph.output.append(onnx.ValueInfoProto(name=name))
-                present.add(name)
-    with OnnxRuntimeSession(copy.SerializeToString(), SessionOptions(), name="model") as session:
-        feeds = {
-            spec.name: np.zeros(
-                [
-                    size if isinstance(size, int) else input_shape[axis] if axis < 4 else 1
-                    for axis, size in enumerate(spec.shape)
-                ],
-                spec.dtype,
-            )
-            for spec in session.inputs
-        }
-        for name, array in {**feeds, **session.run(feeds)}.items():
-            shapes[name] = array.shape
-    return {place: _macs(copy.graph.node[place], shapes) for place in wanted}
-
-
-def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    place, kind = LAYERS[node.op_type]
-    source, weight = shapes[node.input[0]], shapes[node.input[place]]
-    output = shapes[node.output[0]]
-    if kind == "Conv":
-        return math.prod(output) * math.prod(weight[1:])
-    if kind == "ConvTranspose":
-        return math.prod(source) * math.prod(weight[1:])
-    transposed = any(item.name == "transA" and item.i for item in node.attribute)
-    return math.prod(output) * (source[0] if transposed else source[-1])
-
-
 def layers(model: onnx.ModelProto, macs: dict[int, int]) -> Iterator[GraphLayer]:
     """Every layer of the main graph whose weight is a constant, in graph order.
 
-    `macs` is what `count_macs` gives.
+    `macs` is what `layer_macs.count_macs` gives.
     """
     for node in opened(model).graph:
         found = _layer(node)
@@ -183,7 +119,7 @@ def parameters(model: onnx.ModelProto) -> tuple[int, int]:
 
 
 def _is_setting(operator: str, index: int) -> bool:
-    return operator in _SETTINGS or index in _QUANTIZERS.get(operator, ())
+    return (operator in _SETTINGS and index > 0) or index in _QUANTIZERS.get(operator, ())
 
 
 def _constant(value: Any) -> NDArray[Any] | None:

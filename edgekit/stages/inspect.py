@@ -22,7 +22,7 @@ from edgekit import onnx_file
 from edgekit.errors import BuildFailed, NotPossible
 from edgekit.quantization.ternary import find_levels
 from edgekit.require import require
-from edgekit.stages import graph_layers
+from edgekit.stages import graph_layers, layer_macs
 from edgekit.stages.export import INPUT_NAME
 from edgekit.stages.graph_layers import GraphLayer
 
@@ -156,7 +156,7 @@ def inspect_graph(
     notes: tuple[str, ...] = (),
 ) -> Inspection:
     """The inspection of a graph; `parameters` 0 counts those of the graph."""
-    macs = graph_layers.count_macs(proto, input_shape or None)
+    macs = layer_macs.count_macs(proto, input_shape or None)
     found = list(graph_layers.layers(proto, macs))
     total = sum(macs.values()) or None
     facts = tuple(_facts(layer, total) for layer in _distinct_names(found))

@@ -8,25 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
 from edgekit.atomic import sha256_json
-from edgekit.quantization.macs import graph_macs
 from edgekit.quantization.ternary import find_levels
+from edgekit.stages.layer_macs import LAYERS, count_macs
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
-
-# operator → (index of its weight, the float operator it stands for)
-LAYERS = {
-    "Conv": (1, "Conv"),
-    "ConvTranspose": (1, "ConvTranspose"),
-    "Gemm": (1, "Gemm"),
-    "MatMul": (1, "MatMul"),
-    "ConvInteger": (1, "Conv"),
-    "MatMulInteger": (1, "MatMul"),
-    "QLinearConv": (3, "Conv"),
-    "QLinearMatMul": (3, "MatMul"),
-    "QGemm": (3, "Gemm"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,55 +137,5 @@ def _is_ternary(weight: NDArray[Any], kind: str) -> bool:
 
 
 def _macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> int | None:
-    counted = layer_macs(model, input_shape)
+    counted = count_macs(model, input_shape)
     return sum(counted.values()) if counted else None
-
-
-def layer_macs(model: onnx.ModelProto, input_shape: tuple[int, ...] | None) -> dict[int, int]:
-    """Multiply-accumulates of one image by the place of the node in the graph; float and integer layers.
-
-    `input_shape` fixes free dimensions of an image input. Layers of unknown shapes are left out.
-    """
-    import onnx
-    import onnx_ir as ir
-
-    plain = _float_view(model)
-    initializers = {item.name for item in plain.graph.initializer}
-    for value in plain.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name in initializers:
-            continue
-        for axis, dim in enumerate(dims):
-            size = 1 if axis == 0 else dim.dim_value
-            if not size and input_shape is not None and len(dims) == len(input_shape):
-                size = input_shape[axis]
-            if size:
-                dim.Clear()
-                dim.dim_value = size
-    del plain.graph.value_info[:]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(plain, data_prop=True)
-    except onnx.shape_inference.InferenceError:
-        return {}
-    return {int(name): macs for name, macs in graph_macs(ir.from_proto(inferred).graph).items()}
-
-
-def _float_view(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose integer layers stand as their float ones: shapes are all that counts here."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for number, node in enumerate(copy.graph.node):
-        node.name = f"{number}"
-        if node.op_type not in LAYERS or node.op_type == LAYERS[node.op_type][1]:
-            continue
-        place, kind = LAYERS[node.op_type]
-        first, second = node.input[0], node.input[place]
-        del node.input[:]
-        node.input.extend([first, second])
-        node.op_type, node.domain = kind, ""
-        kept = [item for item in node.attribute if item.name not in ("alpha", "beta")]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    return copy

@@ -166,6 +166,11 @@ def _bundle(path: Path, runtime: str | None) -> NamedModel:
 def _runtime_files(path: Path) -> NamedModel:
     """Files that one runtime alone reads; they say nothing of preprocessing, task or names."""
     runtime = RUNTIME_FILES[path.suffix.lower()]
+    if runtime == "tensorrt" and runtime not in runtimes.RUNTIMES:
+        raise NotPossible(
+            f"{path.name} is a TensorRT engine, which needs the board that it was built on.",
+            hint="Run edgekit on that board, or compare the bundle that the engine was built from.",
+        )
     if runtime not in runtimes.RUNTIMES:
         raise NotPossible(
             f"{path.name} is a model for {runtime}, which this edgekit does not run on this machine.",

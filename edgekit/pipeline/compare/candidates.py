@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit import onnx_file
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.filehash import FileHashes
 from edgekit.pipeline.compare.request import CompareRequest, Listed
@@ -18,7 +19,7 @@ from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.routes import steps_for
 from edgekit.pipeline.runner import StageRunner
 from edgekit.pipeline.steps import Steps
-from edgekit.stages import model_facts
+from edgekit.stages import graph_layers, model_facts
 from edgekit.stages.model_facts import ModelFacts
 from edgekit.stages.opening import TORCH, NamedModel, describe
 from edgekit.stages.timed import ModelToTime
@@ -42,7 +43,7 @@ class Candidate:
 
     name: str
     source: Path
-    precision: str = "fp32"
+    precision: str = ""
     contract: Preprocess | None = None
     head: str | None = None
     names: tuple[str, ...] = ()
@@ -179,6 +180,9 @@ class _Builder:
         row.size_bytes = named.size_bytes
         if named.files[0].suffix == ".onnx":
             row.facts = self._facts(row, named.files[0])
+            if named.checkpoint.kind != "bundle":  # a file's scales are no parameters
+                proto = onnx_file.load(named.files[0])
+                row.parameters = graph_layers.parameters(proto)[0]
 
     def _exported(self, row: Candidate, steps: Steps) -> None:
         exported = steps.export()
@@ -239,6 +243,8 @@ def _describe(row: Candidate, named: NamedModel, request: CompareRequest) -> Non
     row.architecture = named.checkpoint.architecture
     row.training_batch = named.checkpoint.training_batch
     row.parameters = named.checkpoint.parameters or None
+    # what was quantized and is compared in float must be known
+    row.notes += [note for note in named.checkpoint.notes if "turned into float" in note]
 
 
 def _checkpoint_form(row: Candidate, named: NamedModel) -> Runnable:
