@@ -130,6 +130,64 @@ def make_exported_program(path: Path) -> None:
     torch.export.save(torch.export.export(_small(), (making.image(),)), path)
 
 
+def quantized_factory() -> Any:
+    """The network of `making.small`, prepared for quantization-aware training."""
+    import torch.ao.quantization as tq
+
+    from tests import qat_training
+
+    model = _small().train()
+    model.qconfig = qat_training.config()
+    return tq.prepare_qat(tq.fuse_modules_qat(model, [["0", "1", "2"]]))
+
+
+def make_qat(path: Path) -> None:
+    import torch
+
+    from tests.unit.checkpoint import making
+
+    model = quantized_factory()
+    model(making.image())
+    torch.save({"state_dict": model.eval().state_dict(), "epoch": 3}, path)
+
+
+def make_quantized_program(path: Path) -> None:
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.testing.pt2e._xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+
+    from tests.unit.checkpoint import making
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(True))
+    program = torch.export.export(_small(), (making.image(),))
+    prepared = prepare_pt2e(program.module(), quantizer)
+    prepared(making.image())
+    torch.export.save(torch.export.export(convert_pt2e(prepared), (making.image(),)), path)
+
+
+def make_quantized_onnx(path: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    from tests.unit.checkpoint import making
+
+    plain = path.with_name("float.onnx")
+    make_onnx(plain)
+    import onnx
+
+    (given,) = onnx.load(plain).graph.input
+    shape = [dim.dim_value or 1 for dim in given.type.tensor_type.shape.dim]
+    feeds = [{given.name: making.image().numpy()[:1].reshape(shape)}]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> Any:
+            return feeds.pop() if feeds else None
+
+    quantize_static(plain, path, Reader())
+
+
 def make_safetensors(path: Path) -> None:
     from tests.unit.checkpoint.test_archives import safetensors
 
@@ -159,11 +217,17 @@ KINDS: dict[str, tuple[str, Callable[[Path], None], Callable[[bytes, random.Rand
     "ultralytics": ("m.pt", make_ultralytics, change_zip),
     "exported_program": ("m.pt2", make_exported_program, change_zip),
     "safetensors": ("m.safetensors", make_safetensors, change_safetensors),
+    "qat": ("m.pt", make_qat, change_zip),
+    "quantized_program": ("m.pt2", make_quantized_program, change_zip),
+    "quantized_onnx": ("m.onnx", make_quantized_onnx, change_onnx),
 }
 
 
 # what builds the network, where it is not the small one
-ARCHES = {"compressed": "tests.unit.checkpoint.test_state_dict:two_linear"}
+ARCHES = {
+    "compressed": "tests.unit.checkpoint.test_state_dict:two_linear",
+    "qat": "tests.checkpoint_fuzz:quantized_factory",
+}
 
 
 def mutation(kind: str, valid: bytes, number: int) -> bytes:

@@ -83,7 +83,7 @@ def test_an_assumed_contract_comes_with_a_warning(tmp_path: Path) -> None:
         ("nothing.pt", BadInput, "does not exist"),
         ("folder", BadInput, "not a bundle"),
         ("text.pt", BadInput, "of no known kind"),
-        ("m.engine", NotPossible, "tensorrt"),
+        ("m.engine", NotPossible, "TensorRT engine, which needs the board"),
     ],
 )
 def test_what_cannot_be_opened_says_why(
