@@ -26,6 +26,7 @@ from edgekit.errors import BadInput, NotPossible
 from edgekit.formats import ncnn_bin, ncnn_json, ncnn_table
 from edgekit.formats.ncnn_bin import Array
 from edgekit.formats.ncnn_table import Table
+from edgekit.quantization import ternary
 from edgekit.quantization.bias_correction import mean_shift
 from edgekit.quantization.macs import graph_macs
 from edgekit.quantization.placement import Rules, head_nodes
@@ -106,6 +107,7 @@ class NcnnQuantizer:
         self._ranges: dict[str, dict[str, Range]] = {}
         self._levels: dict[int, NDArray[np.int8]] = {}
         self._table: dict[int, LayerScale] | None = None
+        self._ternary = self._ternary_scales()
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -127,9 +129,9 @@ class NcnnQuantizer:
         `feeds` are input tensors of real images. Without it, weights are rounded to the nearest level.
         """
         bits = {layer.place: self.bits(layer) for layer in self.known.layers}
-        self._levels = round_ncnn.run(
-            self.float_model, self.model, self.known.layers, bits, feeds, progress
-        )
+        # ternary weights lie on their scale already
+        layers = [layer for layer in self.known.layers if layer.place not in self._ternary]
+        self._levels = round_ncnn.run(self.float_model, self.model, layers, bits, feeds, progress)
 
     def take_table(self, table: Table) -> dict[str, str]:
         """Use the scales of a calibration table; returns the layers that it leaves float, with why.
@@ -181,8 +183,27 @@ class NcnnQuantizer:
             ranges = self.ranges((methods or {}).get(layer.name, method))
             if layer.name not in keep and layer.tensor in ranges:
                 amax = ranges[layer.tensor].amax
-                chosen[layer.place] = LayerScale.of_range(amax, self.bits(layer))
+                scale = LayerScale.of_range(amax, self.bits(layer))
+                own = self._ternary.get(layer.place)
+                chosen[layer.place] = dataclasses.replace(scale, weight_scales=own)
         return chosen
+
+    def _ternary_scales(self) -> dict[int, tuple[float, ...]]:
+        """Weight scales of the ternary layers, by place: both levels on integers as exactly as can be.
+
+        ncnn multiplies by its scales, so they are 1 over the steps of edgekit.quantization.ternary.
+        """
+        import numpy as np
+
+        found: dict[int, tuple[float, ...]] = {}
+        for layer in self.known.layers:
+            place = layer.place
+            groups = ncnn_int8.groups_of(self.float_model.graph.layers[place])
+            weight = self.float_model.weights[place]["weight"].floats().reshape(groups, -1)
+            steps = ternary.weight_scale(weight, 0, ncnn_int8.WEIGHT_LIMITS[self.bits(layer)])
+            if steps is not None:
+                found[place] = tuple((np.float32(1.0) / steps).astype(np.float32).tolist())
+        return found
 
     def quantized(
         self,

@@ -20,6 +20,7 @@ from edgekit.builders.pnnx import NcnnModel
 from edgekit.errors import BadInput, NotPossible
 from edgekit.formats import ncnn_bin, ncnn_json, ncnn_param, ncnn_table
 from edgekit.preprocess import Preprocess, apply
+from edgekit.quantization.ternary import best_integers
 from edgekit.runtimes import open_session
 from edgekit.stages import (
     calibrate,
@@ -51,10 +52,18 @@ def _pictures(count: int) -> np.ndarray:
     )
 
 
+def _ternary(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`weight` with the levels -Wn, 0, Wp only."""
+    limit = 0.7 * np.abs(weight).mean()
+    positive, negative = rng.uniform(0.05, 0.25, 2)
+    levels = np.where(weight > limit, positive, np.where(weight < -limit, -negative, 0))
+    return levels.astype(np.float32)
+
+
 class Net:
     """A small network with every layer that can be INT8, converted and calibrated."""
 
-    def __init__(self, folder: Path, activation: str = "Relu") -> None:
+    def __init__(self, folder: Path, activation: str = "Relu", ternary: bool = False) -> None:
         self.folder = folder
         maker = GraphMaker(seed=3)
         maker.conv("x", "c1", (16, 3), strides=[2, 2])
@@ -76,6 +85,10 @@ class Net:
         proto = maker.model(
             {"x": [1, 3, *SIZE]}, {"logits": [1, 10], "c5": [1, 24, SIZE[0] // 2, SIZE[1] // 2]}
         )
+        for item in proto.graph.initializer if ternary else ():
+            if item.name.startswith("c") and item.name.endswith(".w"):
+                values = _ternary(onnx.numpy_helper.to_array(item), maker.rng)
+                item.CopyFrom(onnx.numpy_helper.from_array(values, item.name))
         self.model: OnnxModel = onnx_file.save(proto, folder / "model.onnx")
         np.savez(folder / "images.npz", images=_pictures(12))
         self.images = folder / "images.npz"
@@ -422,6 +435,39 @@ def test_a_model_whose_layers_ncnn_cannot_quantize(tmp_path: Path) -> None:
     assert ncnn_int8.quantizable(ncnn_layers.load(done.engine)) == ()
     with pytest.raises(NotPossible, match="nothing that arm-int8 computes in INT8"):
         observed_tensors(model, load_target("arm-int8"))
+
+
+def test_ternary_weights_land_on_integers(tmp_path: Path) -> None:
+    """Both levels of a ternary layer are met as exactly as the bits allow, in the runtime's files too."""
+    net = Net(tmp_path, ternary=True)
+    for winograd in (False, True):
+        quantizer = net.quantizer(winograd=winograd)
+        quantizer.round_weights(net.feeds)
+        made = quantizer.quantized("minmax", ())
+        plain = quantizer.float_model
+        seen = 0
+        for place, layer in enumerate(plain.graph.layers):
+            if not layer.type.startswith("Convolution"):
+                continue
+            rows = plain.weights[place]["weight"].floats()
+            rows = rows.reshape(ncnn_int8.groups_of(layer), -1).astype(np.float64)
+            scales = made.weights[place]["weight_scales"].values.astype(np.float64)
+            integers = made.weights[place]["weight"].values.reshape(rows.shape)
+            bits = 6 if winograd and ncnn_int8.uses_winograd(layer) else 8
+            limit = ncnn_int8.WEIGHT_LIMITS[bits]
+            assert np.abs(integers).max() <= limit
+            largest = np.abs(rows).max()
+            error = np.abs(integers / scales[:, None] - rows).max() / largest
+            positive, negative = rows.max(), -rows.min()
+            _, _, step = best_integers(np.array([positive]), np.array([negative]), limit)
+            best = max(
+                np.abs(level / step[0] - np.rint(level / step[0])) * step[0] / largest
+                for level in (positive, negative)
+            )
+            assert error == pytest.approx(best, abs=2e-7)
+            assert all(len(np.unique(row)) <= 3 for row in integers)
+            seen += 1
+        assert seen == 5
 
 
 def test_the_onnx_model_is_left_alone(net: Net) -> None:
