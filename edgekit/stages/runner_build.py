@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit import __version__
 from edgekit.atomic import disk_errors, replacing, sha256_file, sha256_json
 from edgekit.errors import BuildFailed
 from edgekit.filelock import lock
@@ -140,6 +141,7 @@ def _folder(tools: Toolchain, static: bool) -> Path:
             "sources": sources_hash(cpp_folder()),
             "library": library_key(tools),
             "static": static,
+            "version": __version__,
         }
     )[:12]
     return native_cache() / f"runner-{tools.arch}-{'static' if static else 'dynamic'}-{key}"
