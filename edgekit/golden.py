@@ -44,12 +44,14 @@ Measured between AVX-512 and AVX2: max_rel_error 2e-6 (YOLOv5n), 5e-6 (YOLO11n).
 HALF_LIMITS = GoldenLimits(max_rel_error=0.05, min_cosine=0.999)
 """A float16 or bfloat16 model elsewhere: its values carry 11 or 8 bits."""
 
-INT8_LIMITS = GoldenLimits(max_rel_error=0.5, min_cosine=0.95)
+INT8_LIMITS = GoldenLimits(max_rel_error=0.4, min_cosine=0.98)
 """An INT8 model elsewhere: a float step that rounds differently moves single values by a level.
 
-Measured between AVX-512 with VNNI and AVX2 without: nothing with 7-bit weights (the same bits), but
-cosine 0.86 (YOLOv5n) and 0.70 (YOLO11n pruned by half) with 8-bit weights, whose products saturate
-there: that is a model which must not pass.
+Measured from x86 to ARM cores with ncnn, worst block: the same bits with ReLU; with SiLU, which is float
+between the INT8 layers, max_rel_error 0.13 and cosine 0.9951 (YOLO11n), 0.13 and 0.9978 (YOLOv5n),
+0.12 and 0.9993 (YOLO11n pruned by half). With ONNX Runtime between AVX-512 with VNNI and AVX2 without:
+nothing with 7-bit weights (the same bits), but cosine 0.86 (YOLOv5n) and 0.70 (YOLO11n pruned by
+half) with 8-bit weights, whose products saturate there: that is a model which must not pass.
 """
 
 _MAX_IMAGE_BYTES = 256 << 20
