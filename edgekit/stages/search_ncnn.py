@@ -10,7 +10,8 @@ Everything is judged on calibration images with the float model's own answers as
    measured by every method, and each takes the one with which its noise is least, where that is
    better on the whole.
 3. Float layers are bought where they are cheap: layers are ranked by noise for what they cost, MACs
-   that leave INT8 and bytes, and a growing number of the first is left float.
+   that leave INT8 and bytes. The first of them are left float: as many as can be, then fewer and
+   fewer, until that is worse twice. So what counts most is known first when the time is short.
 4. Of everything tried, the one with the fewest float layers that is within a small distance of the
    best is taken.
 
@@ -73,6 +74,8 @@ _SURE = 0.05
 _LEAST_SAVING = 0.35
 # how many of the ranking are left float: dense where single layers matter
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# fewer and fewer float layers: so many times worse ends it
+_WORSE = 2
 # of the float size: what may be spent on float layers where INT8 alone is near that or above
 _SMALLEST_ALLOWANCE = 0.02
 # what a float layer costs at least, so that the tiniest are not bought for nothing
@@ -171,11 +174,14 @@ class NcnnSearch:
                 method = PER_LAYER_CHOICE
                 noises = {name: min(found.values()) for name, found in by_method.items()}
             chosen = self._affordable(self._ranking(noises, options), options.least_share)
-            for count in (*(c for c in _COUNTS if c < len(chosen)), len(chosen)):
-                if clock() >= late or log.best.agreement >= options.enough:
+            counts = (*(c for c in _COUNTS if c < len(chosen)), len(chosen))
+            worse = 0
+            for count in reversed(counts):
+                if clock() >= late or worse == _WORSE:
                     break
-                tried(_choice(method, tuple(chosen[:count])))
-        near = [t for t in log.trials if t.agreement >= log.best.agreement - options.within]
+                trial = tried(_choice(method, tuple(chosen[:count])))
+                worse = 0 if trial.agreement >= self._bar(log, options) else worse + 1
+        near = [t for t in log.trials if t.agreement >= self._bar(log, options)]
         taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
         return SearchResult(
             best=taken,
@@ -183,6 +189,11 @@ class NcnnSearch:
             sensitivity_db={n: -10 * math.log10(max(x, 1e-12)) for n, x in noises.items()},
             out_of_time=clock() >= late,
         )
+
+    @staticmethod
+    def _bar(log: _Log, options: SearchOptions) -> float:
+        """The agreement that is as good as the best."""
+        return min(log.best.agreement - options.within, options.enough)
 
     def methods_of(self, choice: Choice) -> dict[str, str]:
         """The method of each layer that has one of its own in `choice`, by its name."""
