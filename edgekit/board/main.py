@@ -168,11 +168,19 @@ def _parser() -> argparse.ArgumentParser:
         )
         one.add_argument("--arch", choices=("x86_64", "aarch64", "armhf"), help="of the runner")
         one.add_argument("--emulator", metavar="PROGRAM", help="starts the runner")
+        one.add_argument("--cuda-graph", action="store_true", help="TensorRT: launch as one graph")
 
     running(command("verify", "check hashes, preprocessing and golden outputs"), 600.0)
     build = command("build", "make what has to be made on this board")
-    build.add_argument("--method", choices=("auto", "qdq", "entropy", "minmax"), default="auto")
-    build.add_argument("--fp16", action="store_true", help="allow float16 layers")
+    methods = ("auto", "qdq", "entropy", "minmax", "float")
+    build.add_argument("--method", choices=methods, default="auto")
+    build.add_argument(
+        "--fp16", action="store_true", default=True, help="allow float16 layers (the default)"
+    )
+    build.add_argument("--no-fp16", dest="fp16", action="store_false", help="float32 beside INT8")
+    build.add_argument("--version-compatible", action="store_true", help="loads in later versions")
+    build.add_argument("--hardware-compatible", action="store_true", help="loads on later GPUs")
+    build.add_argument("--max-batch", type=positive, default=1, metavar="N", help="of a free batch")
     build.add_argument("--workspace-mb", type=positive, metavar="N", help="scratch memory")
     build.add_argument("--dla", type=_number(int, 0), metavar="CORE", help="DLA core")
     build.add_argument("--force", action="store_true", help="build again what is there")
@@ -206,7 +214,12 @@ def _session_options(parsed: argparse.Namespace) -> SessionOptions:
         emulator = shlex.split(parsed.emulator) if parsed.emulator is not None else None
     except ValueError as error:
         raise UsageError(f"--emulator {parsed.emulator!r}: {error}.") from error
-    return SessionOptions(threads=parsed.threads, arch=parsed.arch, emulator=emulator)
+    return SessionOptions(
+        threads=parsed.threads,
+        arch=parsed.arch,
+        emulator=emulator,
+        cuda_graph=parsed.cuda_graph,
+    )
 
 
 def _verify(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -226,6 +239,9 @@ def _build(parsed: argparse.Namespace) -> dict[str, Any]:
         dla=parsed.dla,
         force=parsed.force,
         show_trtexec=parsed.show_trtexec,
+        version_compatible=parsed.version_compatible,
+        hardware_compatible=parsed.hardware_compatible,
+        max_batch=parsed.max_batch,
     )
     return build(parsed.bundle, options, _progress(parsed), parsed.quiet)
 

@@ -42,26 +42,36 @@ class Availability:
 class SessionOptions:
     """How to open a model. `spinning` False: idle threads sleep, as two models in turns need it.
 
-    `arch` and `emulator` are for the packed native runner alone: the architecture to take instead
-    of the machine's, and a program (with its arguments) to start it with.
+    `cuda_graph`: launch an inference on the GPU as one graph. `arch` and `emulator` are for the packed
+    native runner alone: the architecture to take instead of the machine's, and a program (with its
+    arguments) to start it with.
     """
 
     threads: int = 1
     spinning: bool = True
     arch: str | None = None
     emulator: list[str] | None = None
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build. `method` "auto", "qdq", "entropy", "minmax"; None leaves a choice to the driver."""
+    """How to build. `method` "auto", "qdq", "entropy", "minmax", "float"; None leaves a choice to the driver.
+
+    `fp16`: what is not INT8 may be float16. `version_compatible`, `hardware_compatible`: the engine
+    also loads in later versions, or on other GPUs, where TensorRT can do that. `max_batch` is for
+    models with a free batch.
+    """
 
     method: str = "auto"
-    fp16: bool = False
+    fp16: bool = True
     workspace_mb: int | None = None
     dla: int | None = None
     force: bool = False
     show_trtexec: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    max_batch: int = 1
 
 
 class Session(Protocol):

@@ -66,8 +66,9 @@ AUTO = "auto"
 class Steps:
     """The stages of one export; call them in the order of the methods."""
 
-    least_share = SearchOptions.least_share
-    """Share of the MACs that a search must leave in INT8."""
+    least_share, within = SearchOptions.least_share, SearchOptions.within
+    """For a search: share of the MACs that must stay in INT8, and how far from the best trial one with
+    fewer float layers may be."""
 
     def __init__(self, request: ExportRequest, runner: StageRunner, hashes: FileHashes) -> None:
         self.request = request
@@ -367,7 +368,7 @@ class Steps:
             "numpy",
             search=request.search_seconds if searches else None,
             replay=to_record(replay) if replay else None,
-            **({"least_share": self.least_share} if self.least_share != Steps.least_share else {}),
+            **({"least": [self.least_share, self.within]} if type(self) is not Steps else {}),
             graph=prepared.value.model.sha256,
             statistics=collected.sha256,
             method=request.method,
@@ -449,7 +450,11 @@ class Steps:
             exported.contract,
             self.images.spread(JUDGED_IMAGES),
             options,
-            SearchOptions(seconds=self.request.search_seconds, least_share=self.least_share),
+            SearchOptions(
+                seconds=self.request.search_seconds,
+                least_share=self.least_share,
+                within=self.within,
+            ),
             self.runner.cache.partial(key),
             self.runner.progress,
             head=exported.head,

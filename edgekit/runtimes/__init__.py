@@ -13,6 +13,7 @@ from edgekit.runtimes.base import Session, SessionOptions
 RUNTIMES = {
     "onnxruntime": "edgekit.runtimes.onnxruntime",
     "ncnn": "edgekit.runtimes.ncnn",
+    "tensorrt": "edgekit.runtimes.tensorrt",
 }
 
 

@@ -21,6 +21,7 @@ class SessionOptions:
     threads take turns, because spinning pools slow each other down.
     `memory_pattern` False gives up laying out a run's memory in one piece beforehand: less memory
     where many intermediate tensors are outputs.
+    `cuda_graph` launches an inference on the GPU as one graph (TensorRT).
     `optimize` False runs the graph as it stands (for comparing graphs, not for speed).
     """
 
@@ -28,6 +29,7 @@ class SessionOptions:
     spinning: bool = True
     memory_pattern: bool = True
     optimize: bool = True
+    cuda_graph: bool = False
     profile_prefix: str = ""
 
 
