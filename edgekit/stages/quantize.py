@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from edgekit.calibration.statistics import Statistics
 
+OLDEST_OPSET = 13
+"""QuantizeLinear and DequantizeLinear have a channel axis from this opset on."""
+
 VERSION = 2
 
 
@@ -191,6 +194,17 @@ def _means(calibration: Calibration, options: QuantizeOptions) -> dict[str, NDAr
     return means
 
 
+def check_opset(model: OnnxModel, oldest: int) -> None:
+    """Raise BadInput when the model's opset is older than its quantized operators."""
+    if model.opset < oldest:
+        raise BadInput(
+            f"{model.path.name} is opset {model.opset}; what it would be quantized with exists from "
+            f"opset {oldest} on.",
+            hint=f"`edgekit export {model.path.name}` raises it on its way; so does "
+            "onnx.version_converter.",
+        )
+
+
 def check_calibration(calibration: Calibration, model: OnnxModel) -> None:
     """Raise BadInput when the calibration was not collected on `model`."""
     if calibration.graph_sha256 != model.sha256:
@@ -226,6 +240,7 @@ def run(
     import onnx_ir.passes.common as common
 
     check_calibration(calibration, model)
+    check_opset(model, OLDEST_OPSET)
     graph = ir.load(str(model.path))
     known = {node.name for node in graph.graph}
     for name in options.keep_float:

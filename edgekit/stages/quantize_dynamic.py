@@ -11,7 +11,14 @@ from edgekit.errors import BadInput, NotPossible, UsageError
 from edgekit.quantization import dynamic_insert
 from edgekit.stages.divergence import checked_parity
 from edgekit.stages.parity import INT8_LIMITS
-from edgekit.stages.quantize import Quantized, QuantizeOptions, rules_of, scheme_of
+from edgekit.stages.quantize import (
+    OLDEST_OPSET,
+    Quantized,
+    QuantizeOptions,
+    check_opset,
+    rules_of,
+    scheme_of,
+)
 from edgekit.target import TargetProfile
 from edgekit.types import OnnxModel
 
@@ -43,6 +50,7 @@ def run(
         )
     if options.bias_correction:
         raise UsageError("Bias correction needs a calibration, which --mode dynamic does without.")
+    check_opset(model, OLDEST_OPSET)
     graph = ir.load(str(model.path))
     known = {node.name for node in graph.graph}
     for name in options.keep_float:
