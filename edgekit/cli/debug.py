@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   edgekit debug model.onnx --target x86-int8 --images calib/
+  edgekit debug model.int8.onnx --float model.onnx --images calib/
   edgekit debug prepared.onnx -t x86-int8 --images calib/ --calibration calibration.npz --json
 """
 
@@ -26,7 +27,13 @@ _WORST_IMAGES = 5
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "-t", required=True, help="Target profile, one that is INT8.")
+@click.option("--target", "-t", help="Target profile, one that is INT8.")
+@click.option(
+    "--float",
+    "reference",
+    type=click.Path(path_type=Path),
+    help="MODEL is an INT8 ONNX file or a bundle: take it apart beside this float ONNX file.",
+)
 @click.option(
     "--images",
     required=True,
@@ -65,7 +72,8 @@ _WORST_IMAGES = 5
 @json_option
 def command(
     model: Path,
-    target: str,
+    target: str | None,
+    reference: Path | None,
     images: Path,
     calibration: Path | None,
     method: str,
@@ -79,6 +87,8 @@ def command(
 ) -> None:
     """Rank the layers of a float MODEL by what INT8 costs there, with the reason and a remedy.
 
+    With --float FILE, MODEL is an INT8 ONNX file of whatever tool, or a bundle, and is judged as it is.
+
     Each layer is tried alone in INT8; its weights' error, the clipping and rounding of what it reads
     and makes, and the noise that has gathered at its output stand beside it. SQNR is the
     signal-to-noise ratio in dB: higher is better, 6 dB are one bit. INT8 is computed by ONNX Runtime
@@ -90,7 +100,8 @@ def command(
 
     request = DebugRequest(
         model=model,
-        target=load_target(target),
+        target=None if target is None else load_target(target),
+        reference=reference,
         images=images,
         calibration=calibration,
         method=method,
@@ -112,7 +123,7 @@ def command(
         _show(model.name, answer, top)
 
 
-def _answer(answer: DebugAnswer, target: str) -> dict[str, Any]:
+def _answer(answer: DebugAnswer, target: str | None) -> dict[str, Any]:
     from edgekit.types import to_json
 
     found: dict[str, Any] = to_json(answer.report)

@@ -51,6 +51,33 @@ def weight_shape(node: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in constant.const_value.shape)
 
 
+def integers_of(node: Any) -> NDArray[np.int64]:
+    """The integers of the layer's weight; those that a QuantizeLinear makes of float ones too."""
+    source = existing.weight_of(node.inputs[1]).inputs[0]
+    if source.const_value is not None:
+        return np.asarray(source.const_value.numpy(), np.int64)
+    params = weight_params(node)
+    weight = np.asarray(source.producer().inputs[0].const_value.numpy(), np.float64)
+    scale = np.asarray(params.scale, np.float64)
+    if params.axis is not None:
+        shape = [1] * weight.ndim
+        shape[params.axis] = -1
+        scale = scale.reshape(shape)
+    return np.clip(np.rint(weight / scale), -128, 127).astype(np.int64)
+
+
+def stood_for(node: Any) -> NDArray[np.float64]:
+    """What the layer's weight stands for, float64 of its shape."""
+    params = weight_params(node)
+    scale = np.asarray(params.scale, np.float64)
+    integers = integers_of(node)
+    if params.axis is not None:
+        shape = [1] * integers.ndim
+        shape[params.axis] = -1
+        scale = scale.reshape(shape)
+    return integers * scale
+
+
 def set_levels(node: Any, levels: NDArray[np.int8]) -> None:
     """Let the weight stand for `levels` (int8, the weight's shape) at the scale it has.
 

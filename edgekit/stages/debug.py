@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import onnx_file
+from edgekit.block import Block
 from edgekit.calibration import store
 from edgekit.errors import NotPossible
 from edgekit.quantization.assemble import quantized
@@ -157,7 +158,12 @@ class _Debugger:
             block=worst.name,
             layers=tuple(sorted(layers, key=lambda layer: layer.alone_db)),
             nodes=nodes,
-            images=tuple(sorted(self._images(whole), key=lambda image: image.sqnr_db)),
+            images=tuple(
+                sorted(
+                    rank_images(whole, self._names, self._feeds, self._expected, self._blocks),
+                    key=lambda image: image.sqnr_db,
+                )
+            ),
             floats=placement.floats,
         )
 
@@ -176,29 +182,6 @@ class _Debugger:
             for feed, expected in list(zip(self._feeds, self._expected, strict=True))[:count]:
                 meter.add(expected, session.run(feed))
         return meter
-
-    def _images(self, data: bytes) -> list[ImageReport]:
-        import numpy as np
-
-        signals, noises = [], []
-        with open_bytes(data, SessionOptions()) as session:
-            for feed, expected in zip(self._feeds, self._expected, strict=True):
-                found = session.run(feed)
-                wide = [block.take(expected[block.output]) for block in self._blocks]
-                other = [block.take(found[block.output]) for block in self._blocks]
-                signals.append([_energy(array) for array in wide])
-                noises.append([_energy(a - b) for a, b in zip(wide, other, strict=True)])
-        # beside the mean signal: an image on which a block is nearly silent is not a bad one
-        usual = np.mean(signals, axis=0)
-        return [
-            ImageReport(
-                name=name,
-                sqnr_db=min(
-                    debug_advice.decibels(*pair) for pair in zip(usual, noise, strict=True)
-                ),
-            )
-            for name, noise in zip(self._names, noises, strict=True)
-        ]
 
     def _nodes(self, data: bytes, progress: Progress) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="edgekit-debug-") as folder:
@@ -259,6 +242,35 @@ class _Debugger:
         span = self._calibration.ranges[tensor]
         params = activation_params(span, self._scheme)
         return debug_advice.tensor_error(self._statistics.histogram(tensor), params)
+
+
+def rank_images(
+    data: bytes,
+    names: Sequence[str],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
+    blocks: Sequence[Block],
+) -> list[ImageReport]:
+    """The noise of the INT8 model `data` on each image, beside `expected`, the float outputs."""
+    import numpy as np
+
+    signals, noises = [], []
+    with open_bytes(data, SessionOptions()) as session:
+        for feed, wanted in zip(feeds, expected, strict=True):
+            found = session.run(feed)
+            wide = [block.take(wanted[block.output]) for block in blocks]
+            other = [block.take(found[block.output]) for block in blocks]
+            signals.append([_energy(array) for array in wide])
+            noises.append([_energy(a - b) for a, b in zip(wide, other, strict=True)])
+    # beside the mean signal: an image on which a block is nearly silent is not a bad one
+    usual = np.mean(signals, axis=0)
+    return [
+        ImageReport(
+            name=name,
+            sqnr_db=min(debug_advice.decibels(*pair) for pair in zip(usual, noise, strict=True)),
+        )
+        for name, noise in zip(names, noises, strict=True)
+    ]
 
 
 def _energy(array: NDArray[Any]) -> float:

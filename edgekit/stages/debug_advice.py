@@ -11,14 +11,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit.calibration.methods import METHODS
 from edgekit.quantization.scheme import Scheme, activation_params
 
 if TYPE_CHECKING:
     from edgekit.calibration.histogram import Histogram
-    from edgekit.calibration.statistics import Statistics
     from edgekit.types import QuantParams
 
 AS_IT_IS, PER_CHANNEL, EIGHT_BITS = "as it is", "--per-channel", "--weight-bits 8"
@@ -102,10 +101,16 @@ def weight_schemes(scheme: Scheme) -> dict[str, Scheme]:
     return found
 
 
+class Distributions(Protocol):
+    """Whatever has a histogram of each tensor."""
+
+    def histogram(self, name: str) -> Histogram: ...
+
+
 class Methods:
     """The SQNR of a tensor under every calibration method; each tensor is looked at once."""
 
-    def __init__(self, statistics: Statistics, scheme: Scheme) -> None:
+    def __init__(self, statistics: Distributions, scheme: Scheme) -> None:
         self._statistics, self._scheme = statistics, scheme
         self._best: dict[str, tuple[str, float]] = {}
 

@@ -154,7 +154,7 @@ def round_weights(
             rounded.append(name)
             source = floats[name].inputs[0].name
             if means is not None and source in means and retouch.can_shift(node):
-                shift = mean_shift(floats[name], _stood_for(node) - weight, means[source])
+                shift = mean_shift(floats[name], retouch.stood_for(node) - weight, means[source])
                 if shift is not None:
                     retouch.shift_bias(quantized, node, shift)
     return tuple(rounded)
@@ -263,40 +263,8 @@ def _limit(node: Any) -> int:
     """The largest level in use: the scheme's limit, whatever its bits."""
     import numpy as np
 
-    largest = int(np.abs(_integers(node)).max(initial=0))
+    largest = int(np.abs(retouch.integers_of(node)).max(initial=0))
     return next(limit for limit in (7, 31, 63, 127, 128) if largest <= limit)
-
-
-def _integers(node: Any) -> NDArray[np.int64]:
-    import numpy as np
-
-    from edgekit.quantization import existing
-
-    source = existing.weight_of(node.inputs[1]).inputs[0]
-    if source.const_value is not None:
-        return np.asarray(source.const_value.numpy(), np.int64)
-    params = retouch.weight_params(node)
-    weight = np.asarray(source.producer().inputs[0].const_value.numpy(), np.float64)
-    scale = np.asarray(params.scale, np.float64)
-    if params.axis is not None:
-        shape = [1] * weight.ndim
-        shape[params.axis] = -1
-        scale = scale.reshape(shape)
-    return np.clip(np.rint(weight / scale), -128, 127).astype(np.int64)
-
-
-def _stood_for(node: Any) -> NDArray[np.float64]:
-    """What the layer's weight stands for, float64 of its shape."""
-    import numpy as np
-
-    params = retouch.weight_params(node)
-    scale = np.asarray(params.scale, np.float64)
-    integers = _integers(node)
-    if params.axis is not None:
-        shape = [1] * integers.ndim
-        shape[params.axis] = -1
-        scale = scale.reshape(shape)
-    return integers * scale
 
 
 # --- full bias correction ---------------------------------------------------------------------
