@@ -106,6 +106,11 @@ Exit bench_job(const Options& options, JsonWriter& json) {
     std::vector<std::string> missing;
     json.begin_object();
     write_summary(json, times);
+    if (options.samples) {
+        json.key("samples_ms").begin_array();
+        for (const double sample : samples) json.value(sample);
+        json.end_array();
+    }
     json.field("runs", runs).field("warmup", warmup).field("cooldown_s", cooldown_s).field("batch", 1);
     json.field("throughput_fps", 1e3 / times.mean);
     const std::optional<double> peak = peak_rss_mb();

@@ -16,7 +16,7 @@ const std::vector<std::string>& known_options() {
         "--runs",       "--cooldown-s", "--max-p50-ms",     "--max-p99-ms",  "--threads",
         "--powersave",  "--light-mode", "--no-light-mode",  "--fp16",        "--bf16",
         "--vulkan",     "--draw",      "--save-outputs",    "--score-threshold", "--nms-iou",
-        "--max-detections", "--multi-label", "--head",      "--raw",         "--json",
+        "--max-detections", "--multi-label", "--head",      "--raw",         "--json",         "--samples",
         "--help",       "--version"};
     return known;
 }
@@ -126,6 +126,7 @@ private:
         else if (name_ == "--bench") job(Job::bench, name_);
         else if (name_ == "--warmup") options_.warmup = whole(0, 100'000);
         else if (name_ == "--runs") options_.runs = whole(1, 10'000'000);
+        else if (name_ == "--samples") options_.samples = true;
         else if (name_ == "--cooldown-s") options_.cooldown_s = number(0, 3600);
         else if (name_ == "--max-p50-ms") options_.max_p50_ms = number(0, 1e6);
         else if (name_ == "--max-p99-ms") options_.max_p99_ms = number(0, 1e6);
@@ -180,9 +181,9 @@ private:
                               "Leave --fp16, --bf16 and --vulkan away.");
         }
         const bool bench_only = options_.warmup || options_.runs || options_.cooldown_s || options_.max_p99_ms ||
-                                options_.max_p50_ms;
+                                options_.max_p50_ms || options_.samples;
         if (bench_only && options_.job != Job::bench) {
-            throw usage_error("--warmup, --runs, --cooldown-s, --max-p50-ms and --max-p99-ms go with --bench.");
+            throw usage_error("--warmup, --runs, --cooldown-s, --samples, --max-p50-ms and --max-p99-ms go with --bench.");
         }
         if (!options_.draw.empty() && (options_.job == Job::bench || options_.job == Job::self_test ||
                                        options_.job == Job::tensor || options_.raw)) {
@@ -236,6 +237,7 @@ How it runs:
 Measuring:
   --warmup N  --runs N  --cooldown-s S      the target's numbers when not given
   --max-p50-ms X  --max-p99-ms X            exit with 7 when slower
+  --samples                                 the time of every run in the answer
 
 Exit codes: 0 fine, 1 bug, 2 usage, 4 not possible here, 5 ncnn failed, 7 latency budget missed,
 8 bad input, 9 verification failed, 11 no space.

@@ -30,6 +30,7 @@ struct Options {
     std::optional<int> warmup;
     std::optional<int> runs;
     std::optional<double> cooldown_s;
+    bool samples = false;
     std::optional<double> max_p99_ms;
     std::optional<double> max_p50_ms;
 };
