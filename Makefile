@@ -9,7 +9,7 @@ SLOW   ?=
 JOBS   ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint unit bench-calibration bench-int8 bench-evaluate clean
+.PHONY: setup demo test lint unit bench-calibration bench-int8 bench-evaluate bench-gate clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,9 @@ bench-int8: $(STAMP)
 
 bench-evaluate: $(STAMP)
 	$(BIN)/python benchmarks/evaluate_throughput.py
+
+bench-gate: $(STAMP)
+	$(BIN)/python benchmarks/regression_gate.py
 
 # the native NCNN runner: for this machine, for 64-bit ARM, for 32-bit ARM
 RUNNERS := runner-x86_64 runner-aarch64 runner-armhf

@@ -47,9 +47,10 @@ class LoadMeter:
         mine = set(own)
         found = []
         ticks = os.sysconf("SC_CLK_TCK")
-        for pid, (name, used) in self._times().items():
+        for pid, (name, began, used) in self._times().items():
             before = self._processes.get(pid)
-            spent = used - (before[1] if before is not None and before[0] == name else 0)
+            # a number may have gone to a new process meanwhile
+            spent = used - (before[2] if before is not None and before[1] == began else 0)
             if pid not in mine and spent > 0:
                 found.append((spent / ticks, name))
         return [
@@ -68,8 +69,8 @@ class LoadMeter:
         stolen = ticks[_STEAL] if len(ticks) > _STEAL else 0
         return total - sum(ticks[column] for column in _IDLE), total, stolen
 
-    def _times(self) -> dict[int, tuple[str, int]]:
-        """Process → its name and its ticks."""
+    def _times(self) -> dict[int, tuple[str, str, int]]:
+        """Process → its name, when it began, and the ticks it has used (proc(5))."""
         found = {}
         try:
             pids = [
@@ -83,7 +84,8 @@ class LoadMeter:
                 continue
             name = line[line.index("(") + 1 : line.rindex(")")]
             rest = line[line.rindex(")") + 2 :].split()
-            found[pid] = (name, int(rest[11]) + int(rest[12]))
+            if len(rest) > 19:
+                found[pid] = (name, rest[19], int(rest[11]) + int(rest[12]))
         return found
 
 

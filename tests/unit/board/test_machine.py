@@ -447,17 +447,21 @@ def test_other_work_is_named(tmp_path: Path) -> None:
         tmp_path,
         {
             "proc/stat": "cpu  100 0 0 900 0 0 0 0\n",
-            "proc/7/stat": "7 (a (b) c) R 1 1 1 0 -1 0 0 0 0 0 100 50 0 0 20 0\n",
-            "proc/8/stat": "8 (mine) R 1 1 1 0 -1 0 0 0 0 0 5 5 0 0 20 0\n",
+            "proc/7/stat": "7 (a (b) c) R 1 1 1 0 -1 0 0 0 0 0 100 50 0 0 20 0 1 0 900\n",
+            "proc/8/stat": "8 (mine) R 1 1 1 0 -1 0 0 0 0 0 5 5 0 0 20 0 1 0 900\n",
             "proc/loadavg": "1.5 1 1 1/2 3\n",
         },
     )
     meter = load.LoadMeter(root)
     (root / "proc/stat").write_text("cpu  180 0 20 980 0 0 0 20\n")
-    (root / "proc/7/stat").write_text("7 (a (b) c) R 1 1 1 0 -1 0 0 0 0 0 160 50 0 0 20 0\n")
-    (root / "proc/8/stat").write_text("8 (mine) R 1 1 1 0 -1 0 0 0 0 0 45 5 0 0 20 0\n")
+    (root / "proc/7/stat").write_text(
+        "7 (a (b) c) R 1 1 1 0 -1 0 0 0 0 0 160 50 0 0 20 0 1 0 900\n"
+    )
+    (root / "proc/8/stat").write_text("8 (mine) R 1 1 1 0 -1 0 0 0 0 0 45 5 0 0 20 0 1 0 900\n")
     ticks = os.sysconf("SC_CLK_TCK")
     assert meter.share(40 / ticks) == pytest.approx(0.4)
     assert meter.stolen() == pytest.approx(0.1)
     assert meter.busiest([8]) == [{"name": "a (b) c", "cpu_s": 60 / ticks}]
+    (root / "proc/7/stat").write_text("7 (new) R 1 1 1 0 -1 0 0 0 0 0 20 0 0 0 20 0 1 0 950\n")
+    assert meter.busiest([8]) == [{"name": "new", "cpu_s": 20 / ticks}]
     assert load.load_average(root) == 1.5
