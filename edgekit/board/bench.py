@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -119,13 +119,8 @@ def bench(folder: Path, options: BenchOptions, progress: Progress) -> dict[str, 
     """
     _check_affinity(options.affinity)
     pair = options.against is not None
-    session = SessionOptions(
-        threads=options.session.threads,
-        # pools that wait busily slow down the other model
-        spinning=not pair or options.session.threads == 1,
-        arch=options.session.arch,
-        emulator=options.session.emulator,
-    )
+    # pools that wait busily slow down the other model
+    session = replace(options.session, spinning=not pair or options.session.threads == 1)
     watch = Watch()
     with ExitStack() as stack:
         stack.callback(watch.close)
