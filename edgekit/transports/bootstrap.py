@@ -22,6 +22,8 @@ _PYTHON = (
     "import os,sys;v=sys.version_info;"
     'os.write(1,("EDGEKIT-PYTHON %d.%d.%d\\n"%tuple(v[:3])).encode());'
     "v[:2]>=(3,8) or sys.exit(3);"
+    # a json.py in the home folder must not stand in for Python's own
+    "sys.path[:]=[p for p in sys.path if p];"
     'r=lambda n,b=b"":b if len(b)==n else r(n,b+(os.read(0,n-len(b)) or sys.exit(4)));'
     "s=r(int(r(8)));"
     'exec(compile(s,"edgekit-agent","exec"),{"__name__":"edgekit_agent","PROGRAM":s.decode()})'

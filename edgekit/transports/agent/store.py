@@ -30,6 +30,8 @@ class Store:
         marker = os.path.join(self.root, MARKER)
         try:
             os.makedirs(self.root, mode=0o700, exist_ok=True)
+            if os.stat(self.root).st_uid != os.getuid():
+                raise Refused("not_ours", f"the folder {self.root} belongs to another user")
             if not os.path.isfile(marker):
                 if os.listdir(self.root):
                     raise Refused(
