@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("edgekit.cli.build", "Build what a bundle needs built on its device."),
     "check": ("edgekit.cli.check", "Hold a bundle against budgets and a baseline, for CI."),
     "history": ("edgekit.cli.history", "Show results over time, per model and device."),
+    "devices": ("edgekit.cli.devices", "List devices, look at them, clear what was sent there."),
     "profile": ("edgekit.cli.profile", "Show where time goes and what INT8 costs, per layer."),
     "report": ("edgekit.cli.report", "Write one HTML page on a bundle."),
     "compare": ("edgekit.cli.compare", "Compare models: sizes, speed in every runtime, accuracy."),

@@ -44,6 +44,7 @@ from edgekit.transports.board import (
     printable,
 )
 from edgekit.transports.settings import Device
+from edgekit.transports.shell_board import ShellBoard
 from edgekit.types import Progress, no_progress
 
 FORMAT = "edgekit-device"
@@ -164,6 +165,9 @@ def _outcome(
         program["bundle"] = _send_program(board)
     argv: list[Any] = [board.device.python or {"python": True}, program, work.command]
     argv += work.options
+    if work.command in ("verify", "bench", "run"):
+        argv += [f"--arch={board.device.arch}"] if board.device.arch else []
+        argv += [f"--emulator={board.device.emulator}"] if board.device.emulator else []
     if len(keys) > 1:
         argv += ["--against", {"bundle": keys[1]}]
     if announce is not None:
@@ -315,3 +319,28 @@ def worst(answers: Sequence[DeviceAnswer]) -> int:
     """The exit code of several boards: a bug before all, then the highest."""
     codes = [answer.exit_code for answer in answers]
     return 1 if 1 in codes else max(codes, default=0)
+
+
+def board_facts(device: Device, limit_s: float, *, clear: bool) -> tuple[Facts, list[str]]:
+    """What a board is; with `clear`, all of ours is removed there, and what is left is named.
+
+    Raises DeviceUnreachable, and BadInput for a folder of others or while a run goes on.
+    """
+    try:
+        with Board(device, limit_s=limit_s) as board:
+            facts = board.connect()
+            left = board.purge() if clear else []
+    except PythonMissing:
+        with ShellBoard(device, limit_s=limit_s) as shell:
+            facts = shell.connect()
+            left = shell.purge() if clear else []
+    return (
+        Facts(
+            system=printable(facts.system),
+            machine=printable(facts.machine),
+            python=printable(facts.python),
+            host=printable(facts.host),
+            free_bytes=facts.free_bytes,
+        ),
+        [printable(name) for name in left],
+    )

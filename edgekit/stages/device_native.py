@@ -64,7 +64,7 @@ def work_natively(
     words = [_JOBS[command], *translated(device.name, options)]
     with ShellBoard(device, limit_s=limit_s, stop=stop, progress=progress) as board:
         facts = board.connect()
-        arch = ARCHES.get(facts.machine, facts.machine)
+        arch = device.arch or ARCHES.get(facts.machine, facts.machine)
         program = f"runner/{arch}/{RUNNER}"
         if program not in manifest.files:
             has = sorted(
@@ -72,7 +72,7 @@ def work_natively(
             )
             raise NotPossible(
                 f"{device.name} has no Python 3.8, and the bundle carries no runner for "
-                f"{facts.machine}; it has {', '.join(has)}.",
+                f"{arch}; it has {', '.join(has)}.",
                 hint="Install python3 there, or export the bundle with a runner for it.",
             )
         key = board.send(files)

@@ -9,6 +9,11 @@
     limit_s = 600
     environment = { OMP_WAIT_POLICY = "passive" }
 
+    [emulated]
+    address = "ssh://builder.lab"
+    arch = "aarch64"                            # the native runner for that, …
+    emulator = "/usr/bin/qemu-aarch64"          # … started by this program on the device
+
 The file may come with a project from somebody else, so it can name no program that runs on this
 machine: of ssh's options only those of SSH_OPTIONS are taken.
 """
@@ -40,6 +45,7 @@ SSH_OPTIONS = (
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PROGRAM = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
 _JUMP = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._@:,\[\]-]*")
 
 
@@ -48,12 +54,16 @@ class Device:
     """A board: its name in tables, its address, and how to talk to it.
 
     `limit_s`: longest time for one piece of work. `silence_s`: after so long without a sign of life a
-    connection is given up (and made again). `python` None: the board's python3.
+    connection is given up (and made again). `python` None: the board's python3. `arch` and `emulator`
+    are for the native runner: the architecture to take instead of the board's, and the program there that
+    starts it.
     """
 
     name: str
     address: Address
     python: str | None = None
+    arch: str | None = None
+    emulator: str | None = None
     identity_file: str | None = None
     known_hosts: str | None = None
     ssh_options: tuple[str, ...] = ()
@@ -66,6 +76,8 @@ class Device:
 class _Section:
     address: str = ""
     python: str | None = None
+    arch: str | None = field(default=None, metadata={"choices": ("x86_64", "aarch64", "armhf")})
+    emulator: str | None = None
     folder: str | None = None
     identity_file: str | None = None
     known_hosts: str | None = None
@@ -129,6 +141,8 @@ def _device(path: Path, name: str, table: Any) -> Device:
         name=name,
         address=address,
         python=section.python,
+        arch=section.arch,
+        emulator=_program(section.emulator, where),
         identity_file=_file(path, section.identity_file),
         known_hosts=_file(path, section.known_hosts),
         ssh_options=tuple(check_ssh_option(option, where) for option in section.ssh_options),
@@ -146,6 +160,13 @@ def check_environment(values: Any, where: str) -> dict[str, str]:
         if not _VARIABLE.fullmatch(key) or not isinstance(value, str) or "\0" in value:
             raise UsageError(f"{where} environment: {key!r} is not a variable with a string.")
     return dict(values)
+
+
+def _program(value: str | None, where: str) -> str | None:
+    """A program on the device: one absolute path, which a shell and shlex take as it is."""
+    if value is not None and not _PROGRAM.fullmatch(value):
+        raise UsageError(f"{where}: emulator {value!r} is not the absolute path of a program.")
+    return value
 
 
 def _file(path: Path, value: str | None) -> str | None:

@@ -178,7 +178,10 @@ class ShellBoard:
             )
         limit_s = max(1, int(self._end_s - time.monotonic()))
         self._run = None if keep else name
-        self._lines(scripts.START, [name, minder, str(limit_s), program, *words, ""])
+        self._lines(
+            scripts.START,
+            [name, minder, str(limit_s), program, self.device.emulator or "", *words, ""],
+        )
         return self.pick_up(name, keep=keep)
 
     def pick_up(self, name: str, *, keep: bool = False) -> Outcome:

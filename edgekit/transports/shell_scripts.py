@@ -61,13 +61,15 @@ PLACE = _command(
 
 START = _command(
     _INSIDE + "read -r r; read -r minder; read -r limit; read -r program; "
-    "[ -d runs/$r ] && exit 0; mkdir -p runs/$r/work && : > runs/$r/words || exit 11; "
+    "IFS= read -r emulator; [ -d runs/$r ] && exit 0; mkdir -p runs/$r/work && : > runs/$r/words || exit 11; "
     'while IFS= read -r a && [ -n "$a" ]; do echo "$a" >> runs/$r/words || exit 11; done; '
-    'echo "$limit" > runs/$r/limit && echo "$PWD/$program" > runs/$r/program || exit 11; '
+    'echo "$limit" > runs/$r/limit && echo "$PWD/$program" > runs/$r/program && '
+    'echo "$emulator" > runs/$r/emulator || exit 11; '
     'chmod 700 "$program"; s=; command -v setsid >/dev/null 2>&1 && s=setsid; '
     '$s sh objects/$minder "$PWD/runs/$r" < /dev/null > /dev/null 2>&1 & exit 0'
 )
-"""Reads a run's name, the hash of MINDER, the limit in seconds, the program and its words; starts it."""
+"""Reads a run's name, the hash of MINDER, the limit in seconds, the program, an emulator or
+nothing, and the words; starts it."""
 
 MINDER = """\
 # minds a run of edgekit in the folder $1: its limit, its outcome. Words are data: none is read as shell
@@ -77,8 +79,9 @@ echo $$ > ../pid
 set --
 while IFS= read -r word; do set -- "$@" "$word"; done < ../words
 IFS= read -r program < ../program
+IFS= read -r emulator < ../emulator
 read -r limit < ../limit
-"$program" "$@" > ../stdout 2> ../stderr < /dev/null &
+${emulator:+"$emulator"} "$program" "$@" > ../stdout 2> ../stderr < /dev/null &
 child=$!
 (
     passed=0

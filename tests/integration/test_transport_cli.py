@@ -70,7 +70,8 @@ def section(host: RemoteHost, name: str, **changes: Any) -> str:
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
-    code = cli.run([arguments[0], "--json", *arguments[1:]])
+    words = 2 if arguments[0] == "devices" else 1
+    code = cli.run([*arguments[:words], "--json", *arguments[words:]])
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     return code, answer
 
@@ -304,3 +305,51 @@ def test_build_where_there_is_nothing_to_build(
     assert cli.run(["build", str(small)]) == 0
     assert "nothing to build" in capsys.readouterr().err
     assert cli.run(["build", "no-such-bundle"]) == 8
+
+
+@pytest.mark.slow
+def test_an_exported_ncnn_model_on_the_board(
+    host: RemoteHost,
+    devices: Path,
+    cells_ncnn: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The example's detector through ncnn: nothing to build, verified and measured on another host."""
+    path = str(cells_ncnn["int8"])
+    code, answer = run_json(capsys, "build", path, "--device", "board")
+    assert code == 0 and answer["nothing_to_build"] is True
+    code, answer = run_json(capsys, "verify", path, "--device", "board")
+    assert code == 0 and answer["ok"], answer
+    assert answer["runtime"] == "ncnn"
+    code, answer = run_json(capsys, "bench", path, "--device", "board", *QUICK)
+    assert code == 0 and answer["p50_ms"] > 0 and answer["model_precision"] == "int8"
+    host.wait_until_quiet()
+
+
+def test_a_measurement_here_is_in_the_history(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = history.history_path() or Path()
+    code, answer = run_json(capsys, "bench", str(small), "--runs", "5", "--warmup", "1")
+    assert code == 0
+    (kept,) = history.read(place)
+    assert (kept.device, kept.model, kept.p50_ms) == ("local", "small", answer["p50_ms"])
+    assert cli.run(["bench", str(small), "--runs", "5", "--warmup", "1", "--no-history"]) == 0
+    assert len(history.read(place)) == 1
+
+
+def test_devices_are_listed_looked_at_and_cleared(
+    host: RemoteHost, devices: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["devices", "list"]) == 0
+    assert "second" in capsys.readouterr().out
+    code, answer = run_json(capsys, "devices", "info", "--device", "board", "--device", "gone")
+    assert code == 10 and answer["devices"][0]["facts"]["system"] == "Linux"
+    store = host.folder / "store of board"
+    assert cli.run(["verify", str(small), "--device", "board"]) == 0
+    assert list((store / "objects").iterdir())
+    (store / "mine.txt").write_text("x")
+    assert cli.run(["devices", "clear", "--device", "board"]) == 0
+    assert "mine.txt" in capsys.readouterr().err
+    assert [path.name for path in store.iterdir()] == ["mine.txt"]
+    (store / "mine.txt").unlink()

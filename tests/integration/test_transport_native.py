@@ -192,3 +192,64 @@ def test_adb_with_python(tmp_path: Path) -> None:
         answer = work(device, "info", path)
         assert answer.error is None, answer.error
         assert answer.answer is not None and answer.answer["machine"]["arch"] == platform.machine()
+
+
+@pytest.fixture(scope="module")
+def for_arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for ncnn with the real runner for aarch64."""
+    from edgekit.preprocess import Preprocess
+    from edgekit.stages import runner_build
+    from tests.ncnn_bundles import front, write_bundle
+
+    folder = tmp_path_factory.mktemp("arm")
+    extra = ExtraFile(
+        path="runner/aarch64/edgekit-ncnn",
+        source=runner_build.build("aarch64"),
+        what="the native runner",
+    )
+    contract = Preprocess(height=32, width=32, resize="none")
+    return write_bundle(folder / "bundle", contract, front(contract, (1, 10)), extra=(extra,))
+
+
+EMULATED = {"arch": "aarch64", "emulator": shutil.which("qemu-aarch64")}
+
+
+@pytest.mark.slow
+def test_the_aarch64_runner_on_a_remote_without_python(host: RemoteHost, for_arm: Path) -> None:
+    """The real runner, emulated on the remote: the bundle is verified there, and measured."""
+    device = host.device(**EMULATED)
+    answer = work(device, "verify", for_arm)
+    assert answer.error is None, answer.error
+    assert answer.answer is not None and answer.answer["ok"] is True
+    checks = {check["name"]: check for check in answer.answer["checks"]}
+    golden = next(check for name, check in checks.items() if name.startswith("golden outputs"))
+    assert golden["ok"] and not golden.get("skipped"), golden
+    answer = work(device, "bench", for_arm, "--runs=5", "--warmup=1", "--cooldown=0")
+    assert answer.error is None and answer.answer is not None, answer.error
+    assert answer.answer["p50_ms"] > 0 and answer.answer["runs"] == 5
+    host.wait_until_quiet()
+
+
+@pytest.mark.slow
+def test_the_aarch64_runner_driven_by_the_device_program(
+    network: Network, tmp_path: Path, for_arm: Path
+) -> None:
+    with remote_host.remote_host(tmp_path / "host", network) as host:
+        device = host.device(**EMULATED)
+        answer = work(device, "verify", for_arm, "--runtime=edgekit-ncnn")
+        assert answer.error is None, answer.error
+        assert answer.answer is not None and answer.answer["ok"] is True
+        host.wait_until_quiet()
+
+
+@pytest.mark.slow
+def test_a_damaged_bundle_does_not_verify_there(
+    host: RemoteHost, for_arm: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(for_arm, tmp_path / "copy"))
+    golden = next((copy / "golden").rglob("output_0.npy"))
+    data = bytearray(golden.read_bytes())
+    data[-2] ^= 0x40
+    golden.write_bytes(data)
+    answer = work(host.device(**EMULATED), "verify", copy)
+    assert answer.exit_code == 9, answer

@@ -92,6 +92,8 @@ def test_devices_file(tmp_path: Path) -> None:
         ("[pi]\naddress = 'local'\nssh_options = ['StrictHostKeyChecking=no']", "anyone"),
         ("[pi]\naddress = 'local'\nssh_options = ['ProxyJump=-oX']", "jump"),
         ("[pi]\naddress = 'local'\nenvironment = { 'A B' = 'x' }", "environment"),
+        ("[pi]\naddress = 'local'\nemulator = 'qemu; x'", "emulator"),
+        ("[pi]\naddress = 'local'\narch = 'arm'", "arch"),
         ("['-x']\naddress = 'local'", "name"),
         ("[local]\naddress = 'local'", "name"),
         ("pi = 1", "table"),
