@@ -128,7 +128,10 @@ def main() -> None:
                 for number in range(options.tries):
                     passed, detail = gate(folder, new, old)
                     right += passed is expected
-                    print(f"{kind} {number + 1}: {'passed' if passed else 'failed'}, {detail}", flush=True)
+                    print(
+                        f"{kind} {number + 1}: {'passed' if passed else 'failed'}, {detail}",
+                        flush=True,
+                    )
                 print(f"{kind}: {right} of {options.tries} as expected", flush=True)
 
 
