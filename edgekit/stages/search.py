@@ -177,7 +177,9 @@ def run(
         affordable = _affordable(
             worst_first, lambda names: share_without((*fast, *names)), options.least_share
         )
-        for count in _counts(len(affordable)):
+        # what is broken is rarely mended by one layer more: every other step
+        step = 2 if best.agreement < options.broken else 1
+        for count in _counts(len(affordable))[::-step][::-1]:
             if not time_left():
                 break
             trial = tried(replace(best.choice, keep_float=(*fast, *affordable[:count])))

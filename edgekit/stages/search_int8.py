@@ -24,7 +24,7 @@ from edgekit.runtimes.onnxruntime import open_bytes
 from edgekit.stages import calibrate, pace, search
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
-from edgekit.stages.parity import ParityMeter
+from edgekit.stages.parity import INT8_LIMITS, ParityMeter, broken_block
 from edgekit.stages.quantize import QuantizeOptions, channel_means, rules_of, scheme_of
 from edgekit.stages.search import Choice, Pace, SearchOptions, SearchResult, Trial
 from edgekit.stages.search_notes import SearchNotes
@@ -48,6 +48,9 @@ RANGES = (
 # candidates half a point of mAP apart came out wrong
 JUDGED_IMAGES = 128
 _SENSITIVITY_IMAGES = 4
+# a little more than INT8_LIMITS asks for: the parity check looks at other images
+_SOUND = dataclasses.replace(INT8_LIMITS, min_cosine=0.83, min_sqnr_db=4.5)
+_UNSOUND = 0.5
 
 
 class Int8Search:
@@ -180,8 +183,14 @@ class Int8Search:
 
     def _attempt(self, choice: Choice) -> Trial:
         data, placement = self._graph(choice, choice.keep_float)
+        meter = ParityMeter(self._blocks)
         with open_bytes(data, SessionOptions()) as session:
             agreement = self._judge.score(session)
+            for feed, outputs in zip(self._feeds, self._float_outputs, strict=True):
+                meter.add(outputs, session.run(feed))
+        if broken_block(meter.report(), _SOUND) is not None:
+            # what the parity check would refuse is worth less than anything that it takes, and broken
+            agreement *= _UNSOUND
         return Trial(choice=choice, agreement=agreement, int8_mac_share=placement.int8_mac_share)
 
     def _placement(self, keep: Iterable[str] = ()) -> Placement:
