@@ -181,10 +181,34 @@ def command(
     seconds = time.perf_counter() - started
     for text in report.notes:
         note(f"Note: {text}")
+    expected = _expected(model, report)
     if as_json:
-        emit(_answer(report, contract, dataset, named.runtime, seconds))
+        answer = _answer(report, contract, dataset, named.runtime, seconds)
+        emit({**answer, **({"expected": expected} if expected else {})})
         return
     _show(model.name, dataset, report, per_class)
+    if expected:
+        note(
+            f"The bundle expects {expected['metric']} {100 * expected['value']:.2f} on "
+            f"{expected['images']} images ({expected['runtime']}): {expected['points']:+.2f} points here."
+        )
+
+
+def _expected(model: Path, report: AccuracyReport) -> dict[str, Any] | None:
+    """What a TensorRT bundle says of its own accuracy, and how far this one is from it, in points."""
+    from edgekit.bundle import is_bundle, read_manifest
+
+    if not is_bundle(model):
+        return None
+    details = read_manifest(model).raw.get("details")
+    section = details.get("tensorrt") if isinstance(details, dict) else None
+    expected = section.get("expected_accuracy") if isinstance(section, dict) else None
+    if not isinstance(expected, dict) or expected.get("metric") != report.metric:
+        return None
+    value = expected.get("value")
+    if not isinstance(value, (int, float)):
+        return None
+    return {**expected, "points": 100 * (report.value - value)}
 
 
 def _writer(out: Path, conf: float) -> Callable[[Prediction, Sequence[str]], object]:

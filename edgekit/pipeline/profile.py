@@ -82,6 +82,11 @@ def run(request: ProfileRequest, progress: Progress = no_progress) -> ProfileAns
             progress=progress,
         )
         return ProfileAnswer(profile=found, inputs=inputs)
+    if model.runtime == "tensorrt":
+        from edgekit.stages import profile_tensorrt
+
+        timed = profile_tensorrt.run(model.files, tensors, runs=request.runs, progress=progress)
+        return ProfileAnswer(profile=timed, inputs=inputs)
     if model.runtime not in ("onnxruntime", "ncnn"):
         raise NotPossible(
             f"{model.name} runs on {model.runtime}, whose layers edgekit cannot time.",

@@ -184,6 +184,8 @@ def test_the_engine_is_verified_evaluated_and_timed(bundle: Path, fakes: Fakes) 
     # the fake's captured graph does nothing on launch: what counts is what the capturing run left
     assert found["True"] == pytest.approx(found["expected"], rel=1e-3)
     assert found["layers"] == [["a FAKE layer", 0.5]]
+    layers = fakes.run("-m", "edgekit", "profile", str(bundle), "--json")["layers"]
+    assert [layer["name"] for layer in layers] == ["a FAKE layer"]
     assert found["times"] == {"wall": 3, "wall_compute": 3, "gpu": 3, "gpu_compute": 3}
     fakes.nothing_is_left()
 
@@ -361,7 +363,7 @@ def test_no_device_no_memory_and_no_tensorrt_are_clear(bundle: Path, fakes: Fake
     assert "no device" in fakes.build(bundle, code=3, FAKE_CUDART_DEVICES="0")["error"]
     assert "out of memory" in fakes.build(bundle, code=5, FAKE_CUDART_LIMIT="100")["error"]
     answer = fakes.build(bundle, code=3, PYTHONPATH=str(ROOT))
-    assert "tensorrt" in answer["error"] and "JetPack" in answer["hint"]
+    assert "tensorrt is not installed" in answer["error"] and "on the board" in answer["hint"]
     answer = fakes.build(bundle, code=3, EDGEKIT_CUDART="/nowhere.so")
     assert "libcudart" in answer["error"]
     assert "EDGEKIT_CUDA" in fakes.build(bundle, code=3, EDGEKIT_CUDA="vulkan")["error"]

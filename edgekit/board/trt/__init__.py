@@ -19,7 +19,8 @@ from edgekit.board.session import Availability, BuildOptions, Progress, SessionO
 from edgekit.board.trt import plan as plans
 from edgekit.board.trt import trtexec
 from edgekit.board.trt.builder import Built, build_engine
-from edgekit.board.trt.cuda import Cuda, open_cuda
+from edgekit.board.trt.cuda import Cuda
+from edgekit.board.trt.cuda_routes import open_cuda
 from edgekit.board.trt.engine import EngineSession
 from edgekit.board.trt.features import Features, features, load
 
