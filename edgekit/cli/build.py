@@ -21,6 +21,8 @@ from edgekit.cli.device_options import (
 if TYPE_CHECKING:
     from edgekit.stages.device import DeviceAnswer
 
+_LEAST_LIMIT_S = 3600.0
+
 
 @click.command(
     epilog="""\b
@@ -92,6 +94,12 @@ def command(bundle: Path, trtexec: bool, as_json: bool, **arguments: Any) -> int
         return 0
     from edgekit.stages.device import worst
 
+    # an engine takes its time: devices of the default limit get an hour
+    patient = [
+        dataclasses.replace(device, limit_s=max(device.limit_s, _LEAST_LIMIT_S))
+        for device in choice.devices
+    ]
+    choice = dataclasses.replace(choice, devices=tuple(patient))
     answers = do_on_devices(choice, "build", bundle, options.words(), quiet=as_json)
     if as_json:
         emit(answers_json(answers))

@@ -230,7 +230,11 @@ def parse_answer(device: str, outcome: Outcome) -> dict[str, Any]:
     except ValueError:
         answer = None
     if isinstance(answer, dict):
-        return answer
+        checks = answer.get("checks", [])
+        if isinstance(checks, list) and all(
+            isinstance(check, dict) and {"name", "ok", "detail"} <= check.keys() for check in checks
+        ):
+            return answer
     tail = printable("\n".join(outcome.stderr.strip().splitlines()[-8:]))
     if outcome.exit_code < 0:
         how = f"was ended by signal {-outcome.exit_code}"

@@ -11,15 +11,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from edgekit.atomic import sha256_file
 from edgekit.errors import BadInput, DeviceUnreachable, EdgekitError
-from edgekit.manifest import MANIFEST, SUMS, Manifest
+from edgekit.transports.board_answers import Facts, Outcome, facts_of, missing_of, state_of
+from edgekit.transports.board_files import BoardFile, bundle_files, bundle_key
 from edgekit.transports.bootstrap import PythonMissing
 from edgekit.transports.carriers import carrier_argv, explain, unreachable
 from edgekit.transports.channel import (
@@ -29,6 +27,7 @@ from edgekit.transports.channel import (
     ConnectionLost,
     OutOfTime,
     RetryUpload,
+    printable,
 )
 from edgekit.transports.settings import Device
 from edgekit.types import Progress, no_progress
@@ -43,73 +42,9 @@ _CONNECT_S = 30.0
 _LEAVING_S = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class BoardFile:
-    """A file of a bundle, by its path there: size in bytes, hex sha256, and where it is here."""
-
-    path: str
-    source: Path
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended: exit status (negative: the signal), and what it printed."""
-
-    run: str
-    exit_code: int
-    stdout: bytes
-    stderr: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a board says of itself; `machine` as uname -m, `python` is empty where there is none."""
-
-    system: str
-    machine: str
-    python: str
-    host: str
-    free_bytes: int
-
-
-def printable(text: str) -> str:
-    """`text` from a board without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
-
-
 def new_run_name() -> str:
     """A name that no other run has."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-
-
-def bundle_files(manifest: Manifest) -> list[BoardFile]:
-    """All files of a bundle, with the hashes of what lies there now.
-
-    Raises BadInput when one is missing.
-    """
-    files = []
-    for path in [*manifest.files, MANIFEST, SUMS]:
-        source = manifest.folder / path
-        if not source.is_file():
-            raise BadInput(
-                f"{manifest.folder}: {path} is missing.", hint="`edgekit verify` checks the bundle."
-            )
-        files.append(
-            BoardFile(
-                path=path,
-                source=source,
-                size_bytes=source.stat().st_size,
-                sha256=sha256_file(source),
-            )
-        )
-    return files
-
-
-def bundle_key(files: Sequence[BoardFile]) -> str:
-    """The name of a bundle's folder on a board: it depends on the content alone."""
-    return next(item.sha256 for item in files if item.path == MANIFEST)[:32]
 
 
 class Board:
@@ -191,7 +126,7 @@ class Board:
     def _send_missing(
         self, channel: Channel, asked: list[list[Any]], objects: Mapping[str, BoardFile]
     ) -> None:
-        missing = channel.ask("missing", objects=asked)["missing"]
+        missing = self._understood(missing_of, channel.ask("missing", objects=asked), objects)
         total = sum(objects[sha].size_bytes - offset for sha, offset in missing)
         sent = 0
 
@@ -249,16 +184,17 @@ class Board:
         self._run = None if keep else run
         while True:
             wait_s = max(0.1, min(_POLL_S, self.left_s, self.device.silence_s / 2))
-            state = self._again(partial(Channel.ask, op="poll", run=run, wait_s=wait_s))
+            answer = self._again(partial(Channel.ask, op="poll", run=run, wait_s=wait_s))
+            state = self._understood(state_of, answer)
             if state["state"] in ("done", "lost"):
                 break
             doing = "waiting for its turn"
             if state["state"] == "running":
-                doing = printable(state.get("said", "")).strip()[:80] or "running"
+                doing = printable(state["said"]).strip()[:80] or "running"
             self._progress(0, 0, f"{self.device.name}: {doing}")
         outcome = Outcome(
             run=run,
-            exit_code=state["exit"] if state.get("exit") is not None else -1,
+            exit_code=state["exit"],
             stdout=self._output(run, "stdout", state["stdout"]),
             stderr=self._output(run, "stderr", state["stderr"]).decode("utf-8", "replace"),
         )
@@ -276,11 +212,11 @@ class Board:
                 "killed.",
                 hint="Is there enough memory? Run the same command again.",
             )
-        if state.get("why") == "timed_out":
+        if state["why"] == "timed_out":
             raise self._too_late()
-        if state.get("why") == "cancelled":
+        if state["why"] == "cancelled":
             raise DeviceUnreachable(f"{name}: the run was cancelled there.")
-        if state.get("why") == "too_much_output":
+        if state["why"] == "too_much_output":
             raise BadInput(f"{name}: the program printed more than 64 MiB.")
 
     def _output(self, run: str, name: str, size: int) -> bytes:
@@ -295,8 +231,8 @@ class Board:
 
     def purge(self) -> list[str]:
         """Remove everything that edgekit put on the board; returns names of others' files left there."""
-        left = self._again(lambda channel: channel.ask("purge"))["left"]
-        return [str(name) for name in left]
+        left = self._again(lambda channel: channel.ask("purge")).get("left")
+        return [str(name) for name in left] if isinstance(left, list) else []
 
     def _too_late(self) -> DeviceUnreachable:
         return DeviceUnreachable(
@@ -376,14 +312,17 @@ class Board:
             channel.kill()
             raise
         self.connections += 1
-        self.facts = Facts(
-            system=str(hello["system"]),
-            machine=str(hello["machine"]),
-            python=str(hello["python"]),
-            host=str(hello["host"]),
-            free_bytes=int(hello["free"]),
-        )
+        self.facts = self._understood(facts_of, hello)
         return channel
+
+    def _understood(self, read: Callable[..., T], *values: Any) -> T:
+        """`read(*values)`; an answer that is not what it should be is an error of the board's."""
+        try:
+            return read(*values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeviceUnreachable(
+                f"{self.device.name} answers in a way that is not understood ({error!r})."
+            ) from error
 
     def _drop(self, at_once: bool = False) -> None:
         channel, self._channel = self._channel, None

@@ -42,6 +42,11 @@ class RetryUpload(Exception):
     """The board's part of an upload is not what the host thought."""
 
 
+def printable(text: str) -> str:
+    """`text` from a board without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
 class Channel:
     """A process that carries the agent's frames (ssh, adb, or the agent itself), and its heartbeat.
 
@@ -72,6 +77,8 @@ class Channel:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._input = self._process.stdin.fileno()
         os.set_blocking(self._input, False)
+        self._writable = select.poll()
+        self._writable.register(self._input, select.POLLOUT)
         self._inbox: queue.Queue[tuple[dict[str, Any], bytes] | EdgekitError] = queue.Queue()
         self._messages = b""
         self._writing = threading.Lock()
@@ -141,20 +148,26 @@ class Channel:
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self.kill()
 
     def kill(self) -> None:
         """End the process that carries the connection at once."""
         self._closed.set()
         self._process.kill()
         self._process.wait()
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            # a thread that still reads (a program has kept the other end) owns its stream
+            if stream is not None and not any(thread.is_alive() for thread in self._threads):
+                with contextlib.suppress(OSError):
+                    stream.close()
 
     def messages(self) -> str:
         """What the carrier (ssh, adb) said on its error output."""
-        return self._messages.decode("utf-8", "replace").strip()
+        return printable(self._messages.decode("utf-8", "replace").replace("\r", "")).strip()
 
     def _send(self, header: dict[str, Any], body: bytes = b"", wait_s: float | None = None) -> None:
         text = json.dumps(header).encode()
@@ -168,7 +181,7 @@ class Channel:
             while view:
                 left = end - time.monotonic()
                 try:
-                    if left <= 0 or not select.select([], [self._input], [], left)[1]:
+                    if left <= 0 or not self._writable.poll(1000.0 * left):
                         raise ConnectionLost(f"{self.name} takes no more data.")
                     written = os.write(self._input, view)
                 except BlockingIOError:
@@ -188,7 +201,7 @@ class Channel:
         return header, body
 
     def _refusal(self, header: dict[str, Any]) -> Exception:
-        kind, text = header["error"], header.get("message", "")
+        kind, text = str(header["error"]), printable(str(header.get("message", "")))
         if kind == "retry":
             return RetryUpload(text)
         if kind == "no_space":
@@ -258,6 +271,8 @@ class Channel:
                 if len(text) < header_size or len(body) < body_size:
                     break
                 header = json.loads(text)
+                if not isinstance(header, dict):
+                    break
                 self._heard_s = time.monotonic()
                 if not header.get("alive"):
                     self._inbox.put((header, body))

@@ -353,3 +353,17 @@ def test_devices_are_listed_looked_at_and_cleared(
     assert "mine.txt" in capsys.readouterr().err
     assert [path.name for path in store.iterdir()] == ["mine.txt"]
     (store / "mine.txt").unlink()
+
+
+@pytest.mark.slow
+def test_a_measurement_whose_connection_is_cut_comes_to_its_end(
+    host: RemoteHost, devices: Path, small: Path
+) -> None:
+    process = started(host, small, "--seconds", "3", "--json")
+    for _ in range(3):
+        host.cut()
+        time.sleep(0.5)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert json.loads(out)["p50_ms"] > 0
+    host.wait_until_quiet()

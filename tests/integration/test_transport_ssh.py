@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -487,3 +490,67 @@ def test_folders_are_taken_letter_by_letter(
         assert (host.folder / str(number) / name / "bundles").is_dir()
     assert not list(host.folder.rglob("mark")) and not Path("mark").exists()
     assert not (Path.home() / "mark").exists()
+
+
+def test_a_run_whose_minder_is_killed_is_told_as_broken_off(
+    host: RemoteHost, tmp_path: Path
+) -> None:
+    device = host.device("broken-off")
+
+    def kill() -> None:
+        wait_for(lambda: any("started" in text for text in outputs(device)))
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with contextlib.suppress(OSError):
+                    words = (folder / "cmdline").read_bytes().split(b"\0")
+                    if b"mind" in words and device.address.folder.encode() in words:
+                        os.kill(int(folder.name), signal.SIGKILL)
+
+    thread = in_background(kill)
+    with pytest.raises(DeviceUnreachable, match="broken off"), Board(device) as board:
+        board.run(python(WAIT_FOR_FILE, str(tmp_path / "never")))
+    thread.join()
+    host.wait_until_quiet()
+
+
+FAKE_AGENT = r"""
+import json, os, struct, sys
+answers = json.loads(os.environ["ANSWERS"])
+sys.stdout.buffer.write(b"EDGEKIT-PYTHON 3.11.0\n")
+number = 0
+for text in answers:
+    data = text.replace("ID", str(number)).encode()
+    sys.stdout.buffer.write(struct.pack(">II", len(data), 0) + data)
+    number += 1
+sys.stdout.buffer.flush()
+sys.stdin.buffer.read()
+"""
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["[]"],
+        ["no json"],
+        ['{"ready": 1}', '{"id": ID}'],
+        ['{"ready": 1}', '{"id": ID, "system": 1, "machine": [], "python": {}, "host": 0, "free": "x"}'],
+        ['{"ready": 1}', '{"id": ID, "error": "\\u001b[2J", "message": ["x"]}'],
+        ['{"ready": 1}', '{"id": ID, "system": "", "machine": "", "python": "", "host": "", "free": 1}',
+         '{"id": ID, "missing": [["unknown", 0]]}'],
+    ],
+)  # fmt: skip
+def test_a_device_that_answers_nonsense(
+    network: Network, small: list[BoardFile], tmp_path: Path, answers: list[str]
+) -> None:
+    """A fake agent, in place of ours, that says what it likes: an error, never a traceback."""
+    program = tmp_path / "fake_agent.py"
+    program.write_text(FAKE_AGENT)
+    (tmp_path / "answers.sh").write_text(
+        f"export ANSWERS={shlex.quote(json.dumps(answers))}\nexec {sys.executable} {program}\n"
+    )
+    force = f"/bin/sh {tmp_path}/answers.sh"
+    with remote_host.remote_host(tmp_path / "host", network, force_command=force) as host:
+        device = host.device(silence_s=2.0)
+        with pytest.raises(EdgekitError) as caught, Board(device, limit_s=6.0) as board:
+            board.send(small)
+        assert caught.value.exit_code in (8, 10) and "\x1b" not in caught.value.message
