@@ -99,10 +99,42 @@ def test_even_channels_stay_as_they_are_once_equalized() -> None:
 
 
 def test_activations_that_do_not_scale_are_left_alone() -> None:
-    for activation in ("Relu6", "Sigmoid"):
-        pairs = find_pairs(ir.from_proto(_chain(activation)).graph)
-        # the one place without an activation
-        assert [(pair.first.name, pair.second.name) for pair in pairs] == [("n_p0", "n_e1")]
+    pairs = find_pairs(ir.from_proto(_chain("Sigmoid")).graph)
+    # the one place without an activation
+    assert [(pair.first.name, pair.second.name) for pair in pairs] == [("n_p0", "n_e1")]
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_the_bound_of_a_clip_becomes_one_of_each_channel(low: float) -> None:
+    proto = _chain("Relu6")
+    # half of the channels are tiny before the depthwise layer and made up for by it
+    factors = np.where(np.arange(32) % 2, np.exp2(-8.0), 2.0).astype(np.float32)
+    for item in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(item).copy()
+        spread = factors.reshape(-1, *([1] * (array.ndim - 1)))
+        if item.name.endswith(".low"):
+            array = np.array(low, np.float32)
+        elif item.name in ("e0.w", "e0.b", "e1.w", "e1.b"):
+            array = array * spread
+        elif item.name in ("d0.w", "d1.w"):
+            array = array / spread
+        item.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), item.name))
+    better, count = _equalized(proto)
+    kinds = [node.op_type for node in better.graph.node]
+    if low < 0:
+        assert "Min" not in kinds  # no ReLU6
+        return
+    assert count >= 1 and "Min" in kinds
+    # the ends are reached, and the function is the same
+    wide = onnx.ModelProto()
+    wide.CopyFrom(proto)
+    wide.graph.output.append(onnx.ValueInfoProto(name="e0.act"))
+    values = run(wide, X)[1]
+    assert (values == 6).any() and (values == 0).any()
+    assert sqnr_db(run(proto, X)[0], run(better, X)[0]) > 100
+    onnx.checker.check_model(better, full_check=True)
+    scheme = Scheme(per_channel=True)
+    assert _int8_db(better, scheme) > _int8_db(proto, scheme) + 3
 
 
 def test_grouped_convolutions_and_dead_channels() -> None:
