@@ -18,6 +18,7 @@ import copy
 import faulthandler
 import random
 import resource
+import signal
 import sys
 import traceback
 import warnings
@@ -34,7 +35,8 @@ from tests.mutations import (
     change_zip,
 )
 
-SECONDS_PER_LOAD = 30
+# a load may take so much CPU time, and so much of the clock: a busy machine may let it wait
+CPU_SECONDS_PER_LOAD, SECONDS_PER_LOAD = 30, 600
 MEMORY_BYTES = 12 << 30
 
 # --- valid files --------------------------------------------------------------------------------
@@ -260,6 +262,7 @@ def main(kind: str, folder: Path, first: int, count: int) -> int:
         (folder / "progress").write_text(str(number))
         path.write_bytes(mutation(kind, valid, number))
         faulthandler.dump_traceback_later(SECONDS_PER_LOAD, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_PER_LOAD)  # SIGPROF ends the process
         try:
             load(path, options)
             outcomes["loaded"] += 1
@@ -268,6 +271,7 @@ def main(kind: str, folder: Path, first: int, count: int) -> int:
         except BaseException:
             findings += 1
             print(f"{kind} {number}:\n{traceback.format_exc()}", flush=True)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
     print(f"{kind} {first}..{first + count - 1}: {dict(outcomes)}", flush=True)
     return findings
