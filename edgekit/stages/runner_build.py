@@ -160,6 +160,8 @@ def _build(
     options = [
         f"-Dncnn_DIR={cmake_folder(prefix)}",
         f"-DEDGEKIT_STATIC={'ON' if static else 'OFF'}",
+        # in an installed package the sources do not lie beside the one file that says it
+        f"-DEDGEKIT_VERSION={__version__}",
     ]
     configure_and_build(
         cpp_folder(),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit import __version__
 from edgekit.stages.ncnn_source import native_cache
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ def test_the_arm_image_builds_runners_on_a_clean_root(clean_root: Path) -> None:
     for entry in native_cache().glob("*ncnn-*"):
         if entry.is_dir() and not entry.name.startswith("."):
             shutil.copytree(entry, cache / entry.name)
-    _inside(
+    said = _inside(
         clean_root,
         "/opt/scripts/build-runners.sh",
         "/opt/runners",
@@ -131,6 +132,8 @@ def test_the_arm_image_builds_runners_on_a_clean_root(clean_root: Path) -> None:
         "armhf",
         EDGEKIT_NATIVE_CACHE="/opt/native",
     )
+    # each was run once
+    assert said.count(f"edgekit-ncnn {__version__} ") == 2
     for arch, machine in (("aarch64", 183), ("armhf", 40)):
         program = (clean_root / "opt/runners" / arch / "edgekit-ncnn").read_bytes()
         assert program[:4] == b"\x7fELF"
