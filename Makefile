@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@# same folder, so the headless one is put back alone
 	$(BIN)/python -m pip uninstall -q -y opencv-python opencv-python-headless
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps opencv-python-headless
-	@# TensorRT's Python bindings of several versions (7 MB), which tests hold the board's adapter against
+	@# TensorRT's Python bindings of several versions and CUDA's runtime (40 MB), without either: tests hold
+	@# the board's adapter against them
 	$(BIN)/python -m tests.native.tensorrt_bindings
 	touch $@
 

@@ -1,8 +1,8 @@
 """TensorRT's real Python bindings of several versions, without TensorRT: fetched, and made to import.
 
 `python -m tests.native.tensorrt_bindings` (part of `make setup`) downloads the wheels, some 7 MB, into
-EDGEKIT_NATIVE_CACHE/tensorrt-bindings/VERSION (default ~/.cache/edgekit-native). Nothing is downloaded
-when tests run.
+EDGEKIT_NATIVE_CACHE/tensorrt-bindings/VERSION (default ~/.cache/edgekit-native), and beside them
+cuda-python and libcudart of CUDA 12 and 13 (32 MB). Nothing is downloaded when tests run.
 
 The bindings need libnvinfer and its kin, which are not on PyPI. Libraries of the same names with the
 dozen C functions that they name, each answering 0, let them import: enumerations, classes, loggers,
@@ -29,6 +29,19 @@ VERSIONS = {
     "10.13.3.9": "tensorrt-cu12-bindings==10.13.3.9",
     "10.16.1.11": "tensorrt-cu13-bindings==10.16.1.11",
     "11.4.0.106": "tensorrt-cu13-bindings==11.4.0.106",
+}
+# CUDA's runtime, as a library and as cuda-python: both load without a driver, and then say so
+CUDA = {
+    "cuda-12": (
+        "cuda-bindings==12.9.4",
+        "cuda-pathfinder==1.9.0",
+        "nvidia-cuda-runtime-cu12==12.9.79",
+    ),
+    "cuda-13": (
+        "cuda-bindings==13.0.3",
+        "cuda-pathfinder==1.9.0",
+        "nvidia-cuda-runtime==13.0.96",
+    ),
 }
 WITH_CALIBRATORS = tuple(version for version in VERSIONS if not version.startswith("11."))
 # the wheels of 8.6.1 end with Python 3.11
@@ -74,19 +87,19 @@ def why_not(version: str) -> str:
     return ""
 
 
-def fetch(version: str) -> None:
-    """Download and unpack one version; nothing when it is there."""
-    place = cache_folder() / version
+def fetch(name: str, distributions: tuple[str, ...]) -> None:
+    """Download and unpack into one folder; nothing when it is there."""
+    place = cache_folder() / name
     if place.is_dir():
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch-") as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
-        subprocess.run([*command, VERSIONS[version]], check=True)
-        (wheel,) = Path(folder).glob("*.whl")
+        subprocess.run([*command, *distributions], check=True)
         unpacked = Path(folder) / "unpacked"
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked)
+        for wheel in Path(folder).glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
         unpacked.rename(place)
 
 
@@ -136,15 +149,16 @@ def run_with(
 
 def main() -> None:
     """Fetch every version; one that cannot be had is said, and its tests will skip."""
-    for version in VERSIONS:
-        limit = PYTHON_LIMIT.get(version)
+    wanted = {**{version: (name,) for version, name in VERSIONS.items()}, **CUDA}
+    for name, distributions in wanted.items():
+        limit = PYTHON_LIMIT.get(name)
         if platform.system() != "Linux" or (limit is not None and sys.version_info[:2] > limit):
-            print(f"TensorRT bindings {version}: not for this Python or system")
+            print(f"{name}: not for this Python or system")
             continue
         try:
-            fetch(version)
+            fetch(name, distributions)
         except (subprocess.CalledProcessError, OSError, ValueError) as error:
-            print(f"TensorRT bindings {version}: {error}")
+            print(f"{name}: {error}")
 
 
 if __name__ == "__main__":

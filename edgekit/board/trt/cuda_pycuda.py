@@ -29,12 +29,12 @@ class PyCuda(Cuda):
     def facts(self) -> dict[str, Any]:
         major, minor = self._device.compute_capability()
         _, total = self._driver.mem_get_info()
-        runtime = ".".join(str(part) for part in self._driver.getversion_text()[:2])
+        runtime = ".".join(str(part) for part in self._driver.get_version()[:2])
         return {
             "gpu": str(self._device.name()),
             "compute_capability": f"{major}.{minor}",
             "cuda_runtime": runtime,
-            "cuda_driver": version_text(int(self._driver.get_driverversion_text())),
+            "cuda_driver": version_text(int(self._driver.get_driver_version())),
             "memory_mb": int(total) // (1 << 20),
             "route": self.route,
         }
