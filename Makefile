@@ -9,7 +9,7 @@ SLOW   ?=
 JOBS   ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint unit bench-calibration bench-int8 bench-evaluate bench-gate clean
+.PHONY: setup demo test lint unit bench-calibration bench-int8 bench-runner bench-evaluate bench-gate clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,9 @@ bench-calibration: $(STAMP)
 
 bench-int8: $(STAMP)
 	$(BIN)/python benchmarks/int8.py
+
+bench-runner: $(STAMP)
+	$(BIN)/python benchmarks/runner.py
 
 bench-evaluate: $(STAMP)
 	$(BIN)/python benchmarks/evaluate_throughput.py

@@ -128,7 +128,7 @@ TEST(images_orientation) {
     CHECK(oriented(image, 2).data[0] == 2 && oriented(image, 3).data[0] == 2);
     CHECK(oriented(image, 6).height == 2 && oriented(image, 6).data[0] == 1);
     CHECK(oriented(image, 8).height == 2 && oriented(image, 8).data[0] == 2);
-    const std::string exif = std::string("\xff\xd8\xff\xe1\x00\x20""Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 36) + "\xff\xd9";
+    const std::string exif = std::string("\xff\xd8\xff\xe1\x00\x20""Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 34) + "\xff\xd9";
     CHECK(exif_orientation(exif) == 6);
     for (size_t size = 0; size < exif.size(); size++) {
         const int found = exif_orientation(exif.substr(0, size));
