@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from edgekit.cli.contract import contract_overrides, preprocess_options
 from edgekit.cli.model_options import open_model, runtime_option, size_of
 
 if TYPE_CHECKING:
+    from edgekit.metrics.bootstrap import Interval
     from edgekit.metrics.datasets import Dataset
     from edgekit.preprocess import Preprocess
     from edgekit.stages.opening import NamedModel
@@ -39,7 +41,7 @@ Examples:
   edgekit evaluate yolov5n.onnx --data coco/data.yaml
   edgekit evaluate yolov5n.onnx --data instances_val2017.json --limit 500 --json
   edgekit evaluate best.pt --data data.yaml --save-images drawn/
-  edgekit evaluate best-x86-int8/ --data data.yaml
+  edgekit evaluate best-x86-int8/ --data data.yaml --against best.pt
   edgekit evaluate resnet20.onnx --data cifar10.npz --batch 8 --resize none \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 """
@@ -106,6 +108,12 @@ Examples:
     show_default=True,
     help="Bootstrap resamples for the 95 % interval; 0 for none.",
 )
+@click.option(
+    "--against",
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    help="Another model on the same images: the difference, with its paired 95 % interval.",
+)
 @click.option("--per-class", is_flag=True, help="List every class, however many.")
 @click.option(
     "--save-images",
@@ -140,6 +148,7 @@ def command(
     imgsz: str | None,
     max_bad_images: float,
     resamples: int,
+    against: Path | None,
     per_class: bool,
     save_images: Path | None,
     save_conf: float,
@@ -149,7 +158,8 @@ def command(
     """Measure the accuracy of MODEL on labelled images: a checkpoint, an ONNX file, or a bundle.
 
     Detection: mAP by the COCO protocol, precision and recall at the best mean F1. Classification:
-    top-1 and top-5. The 95 % intervals come from resampling the images.
+    top-1 and top-5. The 95 % intervals come from resampling the images; with --against, both models
+    are resampled together, so that what is hard for both does not blur the difference.
     """
     import time
 
@@ -159,6 +169,9 @@ def command(
     from edgekit.stages import evaluate
 
     overrides = contract_overrides(arguments)
+    other = None
+    if against is not None:  # --runtime means MODEL's
+        other = open_model(against, {**arguments, "runtime": None})
     named = open_model(model, arguments)
     contract = _contract(named, overrides, imgsz)
     options = evaluate.EvaluateOptions(
@@ -177,21 +190,51 @@ def command(
     see = _writer(save_images, save_conf) if save_images is not None else None
     started = time.perf_counter()
     with named.open(contract, settings) as session, progress(quiet=as_json) as bar:
-        report = evaluate.run(session, dataset, contract, options, bar, see)
+        outcome = evaluate.measure(session, dataset, contract, options, bar, see)
+        report = evaluate.report(outcome, options)
     seconds = time.perf_counter() - started
     for text in report.notes:
         note(f"Note: {text}")
+    compared = None
+    if other is not None:
+        own = dataclasses.replace(
+            options, head=head or other.checkpoint.head, names=other.checkpoint.names
+        )
+        second = _contract(other, overrides, imgsz)
+        with other.open(second, settings) as session, progress(quiet=as_json) as bar:
+            rival = evaluate.measure(session, dataset, second, own, bar)
+        compared = _against(other, evaluate.report(rival), evaluate.difference(rival, outcome, own))
     expected = _expected(model, report)
     if as_json:
         answer = _answer(report, contract, dataset, named.runtime, seconds)
+        answer["against"] = compared
         emit({**answer, **({"expected": expected} if expected else {})})
         return
     _show(model.name, dataset, report, per_class)
+    if compared is not None:
+        click.echo(
+            f"Against {compared['model']} ({100 * compared['value']:.2f}): "
+            f"{100 * compared['difference']:+.2f} points in {compared['metric']} on the same images, "
+            f"95 % interval {100 * compared['low']:+.2f} to {100 * compared['high']:+.2f}."
+        )
     if expected:
         note(
             f"The bundle expects {expected['metric']} {100 * expected['value']:.2f} on "
             f"{expected['images']} images ({expected['runtime']}): {expected['points']:+.2f} points here."
         )
+
+
+def _against(other: NamedModel, report: AccuracyReport, found: Interval) -> dict[str, Any]:
+    """This model minus the `other`, whose `report` it is, in fractions of 1."""
+    return {
+        "model": other.path.name,
+        "runtime": other.runtime,
+        "metric": report.metric,
+        "value": report.value,
+        "difference": found.estimate,
+        "low": found.low,
+        "high": found.high,
+    }
 
 
 def _expected(model: Path, report: AccuracyReport) -> dict[str, Any] | None:

@@ -89,6 +89,40 @@ def test_the_table_for_people(files, capsys):
     assert "evaluate" in err  # progress
 
 
+def swapped(path: Path, source: str) -> str:
+    """The model with its answers for red and green exchanged."""
+    from onnx import helper, numpy_helper
+
+    model = onnx_file.load(Path(source))
+    model.graph.node[-1].output[0] = "straight"
+    order = numpy_helper.from_array(np.array([1, 0, 2]), "order")
+    model.graph.initializer.append(order)
+    model.graph.node.append(helper.make_node("Gather", ["straight", "order"], ["y"], axis=1))
+    onnx_file.save(model, path)
+    return str(path)
+
+
+def test_two_models_on_the_same_images(files, tmp_path, capsys):
+    model, data = files
+    other = swapped(tmp_path / "other.onnx", model)
+    command = ["evaluate", model, "--data", data, "--against", other]
+    assert run([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    found = answer["against"]
+    assert (found["model"], found["metric"]) == ("other.onnx", "top1")
+    assert answer["top1"] == 0.75
+    assert found["difference"] == pytest.approx(0.75 - found["value"])
+    assert found["low"] <= found["difference"] <= found["high"] and found["value"] < 0.75
+    assert run([*command[:3], data, "--against", model, "--json"]) == 0
+    same = json.loads(capsys.readouterr().out)["against"]
+    assert (same["difference"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+    assert run(command) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Against other.onnx" in text and "points in top1 on the same images" in text
+    assert run(["evaluate", model, "--data", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["against"] is None
+
+
 def test_a_limit_is_said(files, capsys):
     model, data = files
     assert run(["evaluate", model, "--data", data, "--limit", "4"]) == 0
