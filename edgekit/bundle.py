@@ -11,6 +11,7 @@ README.txt       what each file is
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -92,6 +93,8 @@ def write(
             what[CALIBRATION] = "activation statistics of the calibration images (numpy)"
         for item in contents.extra:
             _copy(temporary, item.path, item.source)
+            if os.access(item.source, os.X_OK):
+                (temporary / item.path).chmod(0o755)
             what[item.path] = item.what
         atomic.write_json(temporary / PREPROCESS, contents.preprocess.to_dict())
         what[PREPROCESS] = "how an image becomes the input tensor"
