@@ -125,10 +125,15 @@ def clear() -> tuple[int, float]:
 
 
 def sources_hash(folder: Path) -> str:
-    """Hex sha256 of every file under `folder`: names and contents, hidden files left out."""
+    """Hex sha256 of what a runner is built from in `cpp/`: CMakeLists.txt, src/ and toolchains/.
+
+    Names and contents; hidden files are left out.
+    """
+    paths = [folder / "CMakeLists.txt"]
+    paths += [path for part in ("src", "toolchains") for path in sorted((folder / part).rglob("*"))]
     found = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
+        for path in paths
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     }
     return sha256_json(found)

@@ -161,7 +161,9 @@ def test_the_sources_are_known_by_content(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.cpp").write_text("1")
     first = runner_build.sources_hash(tmp_path)
-    (tmp_path / ".hidden").write_text("an editor's")
+    (tmp_path / "src" / ".hidden").write_text("an editor's")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test.cpp").write_text("not in the program")
     assert runner_build.sources_hash(tmp_path) == first
     (tmp_path / "src" / "a.cpp").write_text("2")
     assert runner_build.sources_hash(tmp_path) != first
