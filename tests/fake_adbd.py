@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -16,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
+
+import pytest
 
 A_CNXN, A_OPEN, A_OKAY, A_CLSE, A_WRTE = 0x4E584E43, 0x4E45504F, 0x59414B4F, 0x45534C43, 0x45545257
 VERSION, MOST = 0x01000001, 256 * 1024
@@ -207,6 +210,8 @@ def fake_device(folder: Path, environment: dict[str, str]) -> Iterator[str]:
 
     The adb server is one of its own, on a free port that ANDROID_ADB_SERVER_PORT names meanwhile.
     """
+    if shutil.which("adb") is None:
+        pytest.skip("no adb: apt-get install adb")
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     connections: list[socket.socket] = []

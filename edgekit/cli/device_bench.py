@@ -107,7 +107,7 @@ def _show(answers: Sequence[DeviceAnswer], against: Path | None) -> None:
     if not measured:
         return
     table = Table()
-    table.add_column("device")
+    table.add_column("device", overflow="fold")
     for title in ("runtime", *(name for name, _ in _COLUMNS), "images/s", "memory", "runs"):
         table.add_column(title, justify="left" if title == "runtime" else "right")
     if against is not None:

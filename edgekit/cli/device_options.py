@@ -181,7 +181,7 @@ def do_on_devices(
 
     def announce(device: str, run: str) -> None:
         # the local device is this machine: nothing can be cut
-        if device != "local":
+        if not device.startswith("local"):
             note(f"{device}: run {run}; --pick-up {run} fetches it, should the connection be lost")
 
     with progress(quiet=quiet) as report:

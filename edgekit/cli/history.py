@@ -76,6 +76,8 @@ def command(
         emit({"history": str(path), "results": [history.as_row(each) for each in results]})
     elif as_csv:
         _csv(results)
+    elif plot is not None:
+        return
     elif not results:
         note(f"There are no results yet in {path}.")
     else:

@@ -197,6 +197,8 @@ def test_adb_with_python(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def for_arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for ncnn with the real runner for aarch64."""
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("no qemu-aarch64: apt-get install qemu-user")
     from edgekit.preprocess import Preprocess
     from edgekit.stages import runner_build
     from tests.ncnn_bundles import front, write_bundle
