@@ -248,3 +248,49 @@ def test_a_small_set_is_warned_about(
     assert made.graph_sha256 == described.sha256
     steady = calibrate.with_stability(made, symmetric=False)
     assert steady.warning and steady.uncertainty is not None and steady.uncertainty > 0.05
+
+
+def test_whatever_changes_the_content_is_named(
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def said(*more: str, graph: Path = model, pictures: Path = images) -> str:
+        capsys.readouterr()
+        out = str(tmp_path / "k.npz")
+        assert run(["calibrate", str(graph), "--images", str(pictures), "--out", out, *more]) == 0
+        return capsys.readouterr().err
+
+    assert "nothing of calibration is in the cache" in said()
+    assert "from the cache: nothing changed" in said()
+    # ranges are chosen anew from what is there
+    for more in (["--method", "mse"], ["--override", "b=0,2"], ["--workers", "2"]):
+        assert "from the cache: nothing changed" in said(*more)
+    assert 'Not in the cache: preprocess.color: "bgr", was "rgb".' in said("--color", "bgr")
+    assert "Not in the cache: channels" in said("--all-tensors")
+
+    with np.load(images) as archive:
+        pixels = archive["images"].copy()
+    pixels[3, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", images=pixels)
+    assert "Not in the cache: images: " in said(pictures=tmp_path / "other.npz")
+
+    proto = onnx.load(str(model))
+    proto.graph.initializer[0].raw_data = bytes(
+        np.frombuffer(proto.graph.initializer[0].raw_data, np.float32) * np.float32(2)
+    )
+    onnx.save(proto, str(tmp_path / "other.onnx"))
+    assert "Not in the cache: graph: " in said(graph=tmp_path / "other.onnx")
+
+    monkeypatch.setattr(calibrate, "VERSION", calibrate.VERSION + 1)
+    text = said()
+    was = calibrate.VERSION - 1
+    assert f'Not in the cache: versions.calibrate: "{was + 1}", was "{was}".' in text
+    monkeypatch.setattr(calibrate, "VERSION", was)
+    real = calibrate.versions_of
+    monkeypatch.setattr(
+        calibrate, "versions_of", lambda *names: {**real(*names), "onnxruntime": "9.9"}
+    )
+    assert 'versions.onnxruntime: "9.9", was "' in said()
