@@ -135,7 +135,9 @@ def _device(path: Path, name: str, table: Any) -> Device:
     if not section.address:
         raise UsageError(f"{where} has no address.", hint='For example: address = "ssh://pi@pi".')
     address = parse_address(section.address)
-    if section.folder is not None:
+    if section.folder is not None and address.kind == "adb":
+        address = parse_address(f"adb://{address.host}/{section.folder.lstrip('/')}")
+    elif section.folder is not None:
         address = replace(address, folder=check_folder(section.folder))
     return Device(
         name=name,

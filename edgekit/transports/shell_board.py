@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import subprocess
 import tarfile
 import tempfile
@@ -19,7 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from edgekit.errors import BadInput, DeviceUnreachable, EdgekitError, NoSpace, UsageError
+from edgekit.errors import (
+    BadInput,
+    DeviceUnreachable,
+    EdgekitError,
+    NoSpace,
+    NotPossible,
+    UsageError,
+)
 from edgekit.transports import shell_scripts as scripts
 from edgekit.transports.address import ADB_FOLDER, DEFAULT_FOLDER
 from edgekit.transports.board import BoardFile, Facts, Outcome, bundle_key, printable
@@ -57,7 +65,7 @@ class ShellBoard:
         self.sent_bytes = 0
         self._limit_s, self._end_s = limit_s, time.monotonic() + limit_s
         self._stop, self._progress = stop or threading.Event(), progress
-        self._free_bytes = 0
+        self._free_bytes: float = math.inf
         self._reached = False
         self._run: str | None = None
         self._root = ""
@@ -86,13 +94,24 @@ class ShellBoard:
                 "left alone.",
                 hint="Name an empty folder, or one that does not exist, in the address.",
             )
+        if lines and lines[0].startswith("LACKS "):
+            raise NotPossible(
+                f"{self.device.name} has neither Python 3.8 nor the program {lines[0][6:]}.",
+                hint="Install python3 or busybox there.",
+            )
         if len(lines) < 5:
             raise ConnectionLost(f"{self.device.name} answers, but not as a POSIX shell does.")
         fields = lines[3].split()
-        self._free_bytes = int(fields[3]) * 1024 if len(fields) > 3 and fields[3].isdigit() else 0
+        # a df of another kind is not held against the board: the disk will tell
+        if len(fields) > 3 and fields[3].isdigit():
+            self._free_bytes = int(fields[3]) * 1024
         self._root = lines[4]
         return Facts(
-            system=lines[0], machine=lines[1], host=lines[2], python="", free_bytes=self._free_bytes
+            system=lines[0],
+            machine=lines[1],
+            host=lines[2],
+            python="",
+            free_bytes=int(self._free_bytes) if math.isfinite(self._free_bytes) else 0,
         )
 
     def send(self, files: Sequence[BoardFile]) -> str:

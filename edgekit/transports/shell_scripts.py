@@ -26,7 +26,9 @@ def _command(text: str) -> str:
 
 HELLO = _command(
     _FOLDER + 'if [ -d "$R" ] && [ -n "$(ls -A "$R")" ] && [ ! -f "$R/edgekit-device.json" ]; '
-    "then echo FOREIGN; exit 8; fi; "
+    "then echo FOREIGN; exit 0; fi; "
+    "for t in sha256sum tar df tail; do command -v $t >/dev/null 2>&1 || "
+    '{ echo "LACKS $t"; exit 0; }; done; '
     'mkdir -p "$R/objects" "$R/bundles" "$R/runs" "$R/incoming" && cd "$R" || exit 8; '
     'echo "{\\"format\\": \\"edgekit-device\\", \\"schema\\": 1}" > edgekit-device.json || exit 11; '
     "uname -s; uname -m; uname -n; df -Pk . | tail -n 1; pwd"

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -255,3 +256,38 @@ def test_a_damaged_bundle_does_not_verify_there(
     golden.write_bytes(data)
     answer = work(host.device(**EMULATED), "verify", copy)
     assert answer.exit_code == 9, answer
+
+
+@pytest.mark.slow
+def test_a_folder_of_others_a_full_disk_and_a_poor_system(
+    network: Network, tmp_path: Path, tools: Path
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("a small file system can be mounted by root alone")
+    path = native_bundle(tmp_path, runner=FAKE_RUNNER + "#" * (6 << 20))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=True)
+    try:
+        with remote_host.remote_host(tmp_path / "host", network, path=str(tools)) as host:
+            photos = host.folder / "photos"
+            photos.mkdir()
+            (photos / "cat.jpg").write_bytes(b"cat")
+            answer = work(host.device("photos"), "verify", path)
+            assert answer.exit_code == 8 and "other files" in str(answer.error)
+            assert [item.name for item in photos.iterdir()] == ["cat.jpg"]
+            device = host.device()
+            folder = str(disk / "store")
+            device = dataclasses.replace(
+                device, address=dataclasses.replace(device.address, folder=folder)
+            )
+            answer = work(device, "verify", path)
+            assert answer.exit_code == 11, answer
+            assert not list((disk / "store" / "objects").iterdir())
+            assert not list((disk / "store" / "incoming").iterdir())
+            (tools / "sha256sum").unlink()
+            answer = work(host.device("poor"), "verify", path)
+            assert answer.exit_code == 4 and "sha256sum" in str(answer.error)
+            host.wait_until_quiet()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -94,6 +94,7 @@ def test_devices_file(tmp_path: Path) -> None:
         ("[pi]\naddress = 'local'\nenvironment = { 'A B' = 'x' }", "environment"),
         ("[pi]\naddress = 'local'\nemulator = 'qemu; x'", "emulator"),
         ("[pi]\naddress = 'local'\narch = 'arm'", "arch"),
+        ("[pi]\naddress = 'adb://x'\nfolder = '~/x y'", "adb"),
         ("['-x']\naddress = 'local'", "name"),
         ("[local]\naddress = 'local'", "name"),
         ("pi = 1", "table"),
