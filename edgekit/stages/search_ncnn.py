@@ -31,22 +31,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit import atomic, onnx_file
 from edgekit.codec import from_json, to_record
-from edgekit.errors import BadInput, EdgekitError
-from edgekit.metrics.heads import choose_head
+from edgekit.errors import EdgekitError
 from edgekit.preprocess import Preprocess, apply
 from edgekit.runtimes import open_session
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
-from edgekit.stages.layout import HEADS
+from edgekit.stages.noise_ncnn import SURE, head_name, loudest, meanings, sure
 from edgekit.stages.quantize_ncnn import NcnnQuantizer
 from edgekit.stages.search import Choice, SearchOptions, SearchResult, Trial
-from edgekit.types import Progress, TensorSpec, no_progress
+from edgekit.types import Progress, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekit.block import Block
     from edgekit.builders.pnnx import NcnnModel
     from edgekit.stages.ncnn_layers import NcnnLayerInfo
 
@@ -66,10 +64,6 @@ WITHIN = 0.003
 """How far from the best trial one with fewer float layers may be: between INT8 layers ncnn computes in
 float anyway where the activation is not ReLU, so a float layer costs little time."""
 _NOISE_IMAGES = 6
-# share of the noise whose layers are measured by every method
-_LOUD = 0.9
-# confidence above which a prediction of the float model counts
-_SURE = 0.05
 # the .bin of an INT8 model shall not be larger than this share of the float one
 _LEAST_SAVING = 0.35
 # how many of the ranking are left float: dense where single layers matter
@@ -111,7 +105,7 @@ class NcnnSearch:
         with open_session("onnxruntime", model.path) as session:
             self._expected = [session.run(feed) for feed in self._feeds]
             size = (contract.height, contract.width)
-            self._head = _head_name(self._expected[0], size, head, task)
+            self._head = head_name(self._expected[0], size, head, task)
             blocks = find_blocks(model.path, self._head, self._feeds[0])
             self._judge = Agreement(
                 session,
@@ -121,12 +115,12 @@ class NcnnSearch:
                 head=head,
                 names=names,
                 task=task,
-                confident=_SURE,
+                confident=SURE,
             )
         self._blocks = blocks
-        self._meanings = _meanings(blocks, self._expected[0])
+        self._meanings = meanings(blocks, self._expected[0])
         self._masks = [
-            {name: _sure(array, self._head) for name, array in outputs.items()}
+            {name: sure(array, self._head) for name, array in outputs.items()}
             for outputs in self._expected
         ]
         self._float_bytes = _size(quantizer.float_model)
@@ -265,7 +259,7 @@ class NcnnSearch:
                 break
             log.progress(number, len(names), "noise of layers")
             measure(name, method)
-        loud = _loudest({name: noise[method] for name, noise in found.items()})
+        loud = loudest({name: noise[method] for name, noise in found.items()})
         for number, name in enumerate(loud):
             for own in PER_LAYER:
                 if own == method or not time_left():
@@ -297,73 +291,13 @@ class NcnnSearch:
         return energies
 
 
-def _loudest(noises: Mapping[str, float]) -> list[str]:
-    """Names by noise, the loudest first, as far as they make `_LOUD` of the sum."""
-    loud: list[str] = []
-    missing = _LOUD * sum(noises.values())
-    for name in sorted(noises, key=lambda name: noises[name], reverse=True):
-        if missing <= 0:
-            break
-        loud.append(name)
-        missing -= noises[name]
-    return loud
-
-
 def _choice(method: str, keep: tuple[str, ...] = ()) -> Choice:
     return Choice(method=method, keep_float=keep, bias_correction=True)
-
-
-def _meanings(blocks: Sequence[Block], outputs: Mapping[str, NDArray[Any]]) -> list[int]:
-    """For each block the number of its meaning: boxes, scores … of all scales count together."""
-    numbers: dict[Any, int] = {}
-    found = []
-    for block in blocks:
-        shape = outputs[block.output].shape
-        axes = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
-        across = min(axes, key=lambda axis: shape[axis], default=0)
-        place = block.axes[across] if len(block.axes) > across else ()
-        found.append(numbers.setdefault((block.output, place), len(numbers)))
-    return found
 
 
 def _size(model: NcnnModel) -> int:
     """Bytes of the model's .bin."""
     return sum(len(a.to_bytes()) for arrays in model.weights for a in arrays.values())
-
-
-def _head_name(
-    outputs: Mapping[str, NDArray[Any]], size: tuple[int, int], head: str | None, task: str | None
-) -> str | None:
-    """The head that decodes these outputs, None when none does."""
-    specs = [
-        TensorSpec(name=name, shape=tuple(array.shape), dtype=str(array.dtype))
-        for name, array in outputs.items()
-    ]
-    try:
-        return choose_head(specs, size, name=head, task=task).head.name
-    except BadInput:
-        return None
-
-
-def _sure(output: NDArray[Any], head: str | None) -> NDArray[Any] | float:
-    """1 for the predictions of `output` [1, …] that have a confidence, 0 for the others.
-
-    1 where the head is unknown, or nothing is found.
-    """
-    import numpy as np
-
-    columns = HEADS.get(head or "")
-    if columns is None or output.ndim != 3:
-        return 1.0
-    across = 1 if head == "yolov8" and output.shape[1] <= output.shape[2] else 2
-    by_column = np.moveaxis(output, across, 1)
-    start, stop = columns.get("classes", columns.get("score", (4, None)))
-    confidence = by_column[:, start:stop].max(axis=1)
-    if "objectness" in columns:
-        low, high = columns["objectness"]
-        confidence = confidence * by_column[:, low:high].max(axis=1)
-    mask = (confidence > _SURE).astype(np.float64)
-    return np.expand_dims(mask, across) if mask.any() else 1.0
 
 
 class _Log:
