@@ -14,6 +14,7 @@ machine should be quiet.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -123,62 +124,77 @@ def _timed(file: Path, contract: Preprocess) -> ModelToTime:
     return ModelToTime(name=file.name, runtime="onnxruntime", files=(file,), contract=contract)
 
 
+def _make(name: str, folder: Path, profile: TargetProfile) -> None:
+    """Write p.onnx (float), ours.onnx, theirs.onnx and facts.json of a network into `folder`."""
+    size = SIZES[name]
+    contract = Preprocess(height=size, width=size)
+    pictures = list(_pictures(size))
+    feeds = [apply(picture, contract)[0] for picture in pictures]
+    exported = export.run(
+        _checkpoint(name), contract, feeds[:2], folder / "e.onnx", export.ExportOptions()
+    ).model
+    simple = simplify.run(exported, feeds[:2], folder / "s.onnx", simplify.SimplifyOptions()).model
+    graph = prepare.run(simple, feeds[:2], folder / "p.onnx").model
+    np.savez(folder / "images.npz", images=np.stack(pictures))
+    calibration = calibrate.run(
+        graph,
+        folder / "images.npz",
+        contract,
+        folder / "c.npz",
+        calibrate.CalibrateOptions(
+            method="percentile", tensors=quantize.observed_tensors(graph, profile)
+        ),
+    )
+    keep = _left_float(graph, calibration, profile, contract, pictures)
+    options = quantize.QuantizeOptions(keep_float=keep)
+    made = quantize.run(graph, calibration, profile, [], folder / "ours.onnx", options)
+    _peer(graph.path, folder / "theirs.onnx", feeds, graph.inputs[0].name)
+    facts = {"share": made.placement.int8_mac_share, "left_float": len(keep)}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
 def main() -> None:
     """Print one line per network and the geometric mean."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(SIZES), help=", ".join(SIZES))
     parser.add_argument("--seconds", type=float, default=6.0, help="timed seconds per pair")
+    parser.add_argument("--folder", type=Path, help="keep the graphs there, and time those it has")
+    parser.add_argument("--make-only", action="store_true", help="make the graphs, time nothing")
     arguments = parser.parse_args()
     profile = load_target("x86-int8")
-    options = MeasureOptions(seconds=arguments.seconds)
+    with tempfile.TemporaryDirectory() as text:
+        root: Path = arguments.folder or Path(text)
+        for name in arguments.names:
+            if not (root / name / "facts.json").is_file():
+                (root / name).mkdir(parents=True, exist_ok=True)
+                _make(name, root / name, profile)
+        if not arguments.make_only:
+            _time(arguments.names, root, MeasureOptions(seconds=arguments.seconds))
+
+
+def _time(names: list[str], root: Path, options: MeasureOptions) -> None:
     ratios = []
     print(
         "network                MACs INT8   ours vs FP32         theirs vs FP32       ours / theirs"
     )
-    for name in arguments.names:
-        size = SIZES[name]
-        contract = Preprocess(height=size, width=size)
-        pictures = list(_pictures(size))
-        feeds = [apply(picture, contract)[0] for picture in pictures]
-        with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            exported = export.run(
-                _checkpoint(name), contract, feeds[:2], folder / "e.onnx", export.ExportOptions()
-            ).model
-            simple = simplify.run(
-                exported, feeds[:2], folder / "s.onnx", simplify.SimplifyOptions()
-            ).model
-            graph = prepare.run(simple, feeds[:2], folder / "p.onnx").model
-            np.savez(folder / "images.npz", images=np.stack(pictures))
-            calibration = calibrate.run(
-                graph,
-                folder / "images.npz",
-                contract,
-                folder / "c.npz",
-                calibrate.CalibrateOptions(
-                    method="percentile", tensors=quantize.observed_tensors(graph, profile)
-                ),
-            )
-            keep = _left_float(graph, calibration, profile, contract, pictures)
-            options_of = quantize.QuantizeOptions(keep_float=keep)
-            ours = quantize.run(graph, calibration, profile, [], folder / "ours.onnx", options_of)
-            _peer(graph.path, folder / "theirs.onnx", feeds, graph.inputs[0].name)
-
-            plain, own, other = (
-                _timed(folder / file, contract) for file in ("p.onnx", "ours.onnx", "theirs.onnx")
-            )
-            _, _, fast = measure_against(own, plain, options)
-            _, _, peer = measure_against(other, plain, options)
-            carried = plain if fast.high < 1.0 else own
-            _, _, between = measure_against(other, carried, options)
-            ratios.append(between.ratio)
-            told = [f"{len(keep)} layers float for speed"] if keep else []
-            told += ["float is carried"] if carried is plain else []
-            print(
-                f"{name:22} {ours.placement.int8_mac_share:7.1%}    {_shown(fast):20} "
-                f"{_shown(peer):20} {_shown(between):18} {', '.join(told)}",
-                flush=True,
-            )
+    for name in names:
+        contract = Preprocess(height=SIZES[name], width=SIZES[name])
+        facts = json.loads((root / name / "facts.json").read_text())
+        plain, own, other = (
+            _timed(root / name / file, contract) for file in ("p.onnx", "ours.onnx", "theirs.onnx")
+        )
+        _, _, fast = measure_against(own, plain, options)
+        _, _, peer = measure_against(other, plain, options)
+        carried = plain if fast.high < 1.0 else own
+        _, _, between = measure_against(other, carried, options)
+        ratios.append(between.ratio)
+        told = [f"{facts['left_float']} layers float for speed"] if facts["left_float"] else []
+        told += ["float is carried"] if carried is plain else []
+        print(
+            f"{name:22} {facts['share']:7.1%}    {_shown(fast):20} "
+            f"{_shown(peer):20} {_shown(between):18} {', '.join(told)}",
+            flush=True,
+        )
     mean = math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
     print(f"geometric mean of ours / theirs: {mean:.3f} (below 1: ours is faster)")
 

@@ -51,7 +51,7 @@ VERSIONS = {
     "convert": 1,
     "convert_tensorrt": 1,
     "calibrate": 4,
-    "quantize": 8,
+    "quantize": 9,
     "quantize_ncnn": 1,
     "build": 1,
     "evaluate": 2,
