@@ -26,6 +26,7 @@ from edgekit.transports.bootstrap import PythonMissing
 from edgekit.transports.settings import Device
 from tests import remote_host
 from tests.bundles import contents
+from tests.disk import small_disk
 from tests.remote_host import Network, RemoteHost
 
 WAIT_FOR_FILE = """
@@ -341,24 +342,22 @@ def test_link_down_from_the_beginning(host: RemoteHost) -> None:
         host.link_up()
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
-    if os.getuid() != 0:
-        pytest.skip("a small file system can be mounted by root alone")
-    place = tmp_path / "small disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_full_disk(network: Network, full_disk: Path, tmp_path: Path) -> None:
-    # started after the disk is there: a namespace keeps the mounts it found
-    with remote_host.remote_host(tmp_path / "host", network) as host:
-        full_disk_on(host, full_disk, tmp_path)
+def test_full_disk(network: Network, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small disk", size=3 << 20) as disk:
+        # started after the disk is there: a namespace keeps the mounts it found
+        if disk.mounted:
+            with remote_host.remote_host(tmp_path / "host", network) as host:
+                full_disk_on(host, disk.folder, tmp_path)
+            return
+        # where nothing can be mounted: files have a limit there
+        limit = 'ulimit -f 1000; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+        limited = remote_host.remote_host(tmp_path / "host", network, force_command=limit)
+        with limited as host:
+            device = host.device()
+            with pytest.raises(NoSpace), Board(device) as board:
+                board.send(big_bundle(tmp_path / "big", 8))
+            assert not [name for name in objects(device) if name.endswith(".part")]
+            host.wait_until_quiet()
 
 
 def full_disk_on(host: RemoteHost, full_disk: Path, tmp_path: Path) -> None:

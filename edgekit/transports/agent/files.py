@@ -23,7 +23,8 @@ class Refused(Exception):
 
 
 def no_space(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # EFBIG: the file system's or the user's limit for one file
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def digest_of(path: str) -> str:
