@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgekit.device_errors import board_errors
-from edgekit.errors import BadInput, NotPossible
+from edgekit.errors import BadInput, MissingDependency, NotPossible
 from edgekit.manifest import MANIFEST
 from edgekit.runtimes.base import SessionOptions
 from edgekit.types import TensorSpec
@@ -21,6 +21,7 @@ from edgekit.types import TensorSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgekit.board.session import SessionOptions as BoardOptions
     from edgekit.board.trt.engine import EngineSession
 
 ENGINE_SUFFIXES = (".engine", ".plan")
@@ -107,21 +108,35 @@ def open(files: Sequence[Path], options: SessionOptions) -> TensorRtSession:
     Raises MissingDependency without TensorRT or CUDA, NotPossible where the engine was not built yet or
     is another device's, BadInput for a file that is neither an engine nor part of a bundle.
     """
-    from edgekit.board import trt
-    from edgekit.board.manifest import BUILT, read_manifest
     from edgekit.board.session import SessionOptions as BoardOptions
 
     path = Path(files[0])
     settings = BoardOptions(threads=options.threads, cuda_graph=options.cuda_graph)
-    with board_errors():
-        if path.suffix.lower() in ENGINE_SUFFIXES and path.parent.name != BUILT:
-            if not path.is_file():
-                raise BadInput(f"The engine {path} does not exist.")
-            return TensorRtSession(trt.open_file(path, settings))
-        folder = path.absolute().parent.parent
-        if not (folder / MANIFEST).is_file():
-            raise NotPossible(
-                f"{path.name} is what an engine is built from, and belongs to no bundle.",
-                hint="`edgekit export --target jetson-int8` makes a bundle, `edgekit build` its engine.",
-            )
-        return TensorRtSession(trt.open_session(folder, read_manifest(folder), settings))
+    try:
+        with board_errors():
+            return _opened(path, settings)
+    except MissingDependency as error:
+        if path.suffix.lower() == ".onnx":
+            raise MissingDependency(
+                error.message,
+                hint="The engine runs where it is built. On this machine `--runtime onnxruntime` runs "
+                f"the graph that it is built from. {error.hint}",
+            ) from error
+        raise
+
+
+def _opened(path: Path, settings: BoardOptions) -> TensorRtSession:
+    from edgekit.board import trt
+    from edgekit.board.manifest import BUILT, read_manifest
+
+    if path.suffix.lower() in ENGINE_SUFFIXES and path.parent.name != BUILT:
+        if not path.is_file():
+            raise BadInput(f"The engine {path} does not exist.")
+        return TensorRtSession(trt.open_file(path, settings))
+    folder = path.absolute().parent.parent
+    if not (folder / MANIFEST).is_file():
+        raise NotPossible(
+            f"{path.name} is what an engine is built from, and belongs to no bundle.",
+            hint="`edgekit export --target jetson-int8` makes a bundle, `edgekit build` its engine.",
+        )
+    return TensorRtSession(trt.open_session(folder, read_manifest(folder), settings))

@@ -44,19 +44,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An INT8 bundle with batches, made once by the real export."""
     folder = tmp_path_factory.mktemp("bundles")
     onnx.save(tensorrt_graphs.residual_network(), folder / "net.onnx")
+    free = tensorrt_graphs.residual_network()
+    for value in (*free.graph.input, *free.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del free.graph.value_info[:]
+    onnx.save(onnx.shape_inference.infer_shapes(free), folder / "free.onnx")
     random = np.random.default_rng(0)
     np.savez(folder / "calib.npz", images=random.integers(0, 256, (8, 32, 32, 3), np.uint8))
     environment = {**os.environ, "EDGEKIT_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     contract = ["--color", "rgb", "--resize", "none", "--scale", "1/255"]
     contract += ["--mean", "0,0,0", "--std", "1,1,1"]
     bundles = {}
-    for target, more in (
-        ("cuda-int8", ["--method", "minmax", "--calibration-batches", "2"]),
-        ("cuda-fp16", []),
+    for name, net, target, more in (
+        ("cuda-int8", "net", "cuda-int8", ["--method", "minmax", "--calibration-batches", "2"]),
+        ("cuda-fp16", "net", "cuda-fp16", []),
+        ("half-io", "net", "cuda-int8", ["--method", "minmax", "--half-io"]),
+        ("free", "free", "cuda-int8", ["--method", "minmax", "--imgsz", "32", "--dynamic"]),
     ):
-        bundles[target] = folder / target
-        command = [sys.executable, "-m", "edgekit", "export", str(folder / "net.onnx"), *contract]
-        command += ["-t", target, "--images", str(folder / "calib.npz"), "-o", str(bundles[target])]
+        bundles[name] = folder / name
+        command = [
+            sys.executable,
+            "-m",
+            "edgekit",
+            "export",
+            str(folder / f"{net}.onnx"),
+            *contract,
+        ]
+        command += ["-t", target, "--images", str(folder / "calib.npz"), "-o", str(bundles[name])]
         done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return bundles
@@ -407,3 +421,35 @@ def test_a_bundle_of_another_runtime_is_not_built(
     manifest["models"] = manifest["models"][1:]
     path.write_text(json.dumps(manifest))
     assert fakes.build(bundle)["nothing_to_build"]
+
+
+@pytest.mark.slow
+def test_float16_inputs_are_fed_from_float32(
+    made: dict[str, Path], tmp_path: Path, fakes: Fakes
+) -> None:
+    bundle = Path(shutil.copytree(made["half-io"], tmp_path / "bundle"))
+    model = onnx.load(str(bundle / "tensorrt" / "model_qdq_fp16.onnx"))
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    built = fakes.device(bundle, "build", FAKE_TENSORRT_VERSION="11.4.0")
+    assert built["method"] == "qdq"
+    verified = fakes.device(bundle, "verify", FAKE_TENSORRT_VERSION="11.4.0")
+    assert verified["ok"], verified
+
+
+@pytest.mark.slow
+def test_a_free_batch_gets_a_profile(made: dict[str, Path], tmp_path: Path, fakes: Fakes) -> None:
+    bundle = Path(shutil.copytree(made["free"], tmp_path / "bundle"))
+    fakes.build(bundle, "--max-batch", "8")
+    shapes = [[1, 3, 32, 32], [1, 3, 32, 32], [8, 3, 32, 32]]
+    assert _head(bundle)["profiles"] == [{"x": shapes}]
+    assert fakes.device(bundle, "verify")["ok"]
+
+
+def test_without_tensorrt_the_graph_behind_the_engine_can_be_run(
+    bundle: Path, fakes: Fakes
+) -> None:
+    answer = fakes.run(
+        "-m", "edgekit", "bench", str(bundle), "--json", code=3, PYTHONPATH=str(ROOT)
+    )
+    assert "--runtime onnxruntime" in answer["hint"]
