@@ -39,7 +39,7 @@ SSH_OPTIONS = (
     "HashKnownHosts", "HostKeyAlgorithms", "HostKeyAlias", "IdentitiesOnly", "IdentityFile",
     "IPQoS", "KexAlgorithms", "MACs", "PreferredAuthentications", "ProxyJump",
     "PubkeyAcceptedAlgorithms", "RekeyLimit", "ServerAliveCountMax", "ServerAliveInterval",
-    "StrictHostKeyChecking", "TCPKeepAlive", "UserKnownHostsFile", "VerifyHostKeyDNS",
+    "StrictHostKeyChecking", "TCPKeepAlive", "UserKnownHostsFile",
 )  # fmt: skip
 """ssh_config(5) keywords that start no program and open no door."""
 
@@ -147,11 +147,22 @@ def _device(path: Path, name: str, table: Any) -> Device:
         emulator=_program(section.emulator, where),
         identity_file=_file(path, section.identity_file),
         known_hosts=_file(path, section.known_hosts),
-        ssh_options=tuple(check_ssh_option(option, where) for option in section.ssh_options),
+        ssh_options=tuple(_ssh_option(option, where) for option in section.ssh_options),
         limit_s=section.limit_s,
         silence_s=section.silence_s,
         environment=check_environment(table.get("environment", {}), where),
     )
+
+
+def _ssh_option(text: str, where: str) -> str:
+    """As `check_ssh_option`; whether a new host key is learnt is not for a file to say."""
+    option = check_ssh_option(text, where)
+    if option.startswith("StrictHostKeyChecking="):
+        raise UsageError(
+            f"{where}: StrictHostKeyChecking is for the command line.",
+            hint="Use --ssh-option StrictHostKeyChecking=accept-new, once.",
+        )
+    return option
 
 
 def check_environment(values: Any, where: str) -> dict[str, str]:

@@ -232,23 +232,32 @@ def test_a_manifest_with_a_hostile_path_is_refused_before_anything_is_sent(
     assert not (host.folder / "never").exists()
 
 
-def started(host: RemoteHost, small: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A bench on the board that lasts, once it has begun there."""
-    command = [sys.executable, "-m", "edgekit", "bench", str(small), "--device", "board"]
+def started(
+    host: RemoteHost, small: Path, *arguments: str, names: tuple[str, ...] = ("board",)
+) -> subprocess.Popen[str]:
+    """A bench on the boards that lasts, once it has begun there."""
+    command = [sys.executable, "-m", "edgekit", "bench", str(small)]
+    command += [word for name in names for word in ("--device", name)]
     process = subprocess.Popen(
         [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     end = time.monotonic() + 30
-    while not any("edgekit-device.pyz bench" in line for line in host.processes()):
+    while not all(
+        any(f"store of {name}" in line and ".pyz bench" in line for line in host.processes())
+        for name in names
+    ):
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process
 
 
+@pytest.mark.parametrize(
+    "names", [("board",), pytest.param(("board", "second"), marks=pytest.mark.slow)]
+)
 def test_interrupting_the_command_ends_the_run(
-    host: RemoteHost, devices: Path, small: Path
+    host: RemoteHost, devices: Path, small: Path, names: tuple[str, ...]
 ) -> None:
-    process = started(host, small, "--seconds", "50")
+    process = started(host, small, "--seconds", "50", names=names)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130

@@ -90,6 +90,10 @@ def test_devices_file(tmp_path: Path) -> None:
         ("[pi]\naddress = 'local'\nssh_options = ['LocalCommand=x']", "LocalCommand"),
         ("[pi]\naddress = 'local'\nssh_options = ['Include=/x']", "Include"),
         ("[pi]\naddress = 'local'\nssh_options = ['StrictHostKeyChecking=no']", "anyone"),
+        (
+            "[pi]\naddress = 'local'\nssh_options = ['stricthostkeychecking=accept-new']",
+            "command line",
+        ),
         ("[pi]\naddress = 'local'\nssh_options = ['ProxyJump=-oX']", "jump"),
         ("[pi]\naddress = 'local'\nenvironment = { 'A B' = 'x' }", "environment"),
         ("[pi]\naddress = 'local'\nemulator = 'qemu; x'", "emulator"),
