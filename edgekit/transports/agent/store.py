@@ -93,29 +93,34 @@ class Store:
             if os.fstat(descriptor).st_size != position:
                 raise Refused("retry", "the upload is not where it was")
             os.lseek(descriptor, position, os.SEEK_SET)
-            try:
-                while position < size:
-                    header, body = link.receive()
-                    if header.get("op") == "ping":
-                        continue
-                    if not body:
-                        raise Refused("bad_request", "the upload ended early")
-                    position += len(body)
-                    view = memoryview(body)
-                    while view:
-                        view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            except OSError as error:
-                os.unlink(path + ".part")
-                kind = "no_space" if no_space(error) else "folder"
-                raise Refused(kind, f"{self.root}: {error.strerror}") from error
+            while position < size:
+                # a connection that breaks here leaves what has come, for the next one
+                header, body = link.receive()
+                if header.get("op") == "ping":
+                    continue
+                if not body:
+                    raise Refused("bad_request", "the upload ended early")
+                position += len(body)
+                self.write(descriptor, body, path + ".part")
             if position != size or digest_of(path + ".part") != sha:
                 os.unlink(path + ".part")
                 raise Refused("retry", "the file arrived changed")
+            os.fsync(descriptor)
             os.replace(path + ".part", path)
         finally:
             os.close(descriptor)
         return {}
+
+    def write(self, descriptor: int, data: bytes, path: str) -> None:
+        """Write all of `data`; when that cannot be, the file at `path` is removed."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(descriptor, view) :]
+        except OSError as error:
+            os.unlink(path)
+            kind = "no_space" if no_space(error) else "folder"
+            raise Refused(kind, f"{self.root}: {error.strerror}") from error
 
     def place(self, key: str, files: list[list[str]]) -> dict[str, Any]:
         """Make bundles/KEY from objects, or mend it; files the bundle does not have are left."""
