@@ -140,16 +140,16 @@ class Preprocess:
         try:
             for name in ("height", "width", "pad_value"):
                 if name in plain:
-                    if isinstance(plain[name], bool) or int(plain[name]) != plain[name]:
+                    if int(_number(plain[name])) != plain[name]:
                         raise ValueError(plain[name])
                     plain[name] = int(plain[name])
             for name in ("scale", "crop_fraction"):
                 if name in plain:
-                    plain[name] = float(plain[name])
+                    plain[name] = _number(plain[name])
             for name in ("mean", "std"):
                 if name in plain:
-                    plain[name] = tuple(float(item) for item in plain[name])
-        except (TypeError, ValueError) as error:
+                    plain[name] = tuple(_number(item) for item in plain[name])
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"{where}: '{name}' has an unusable value: {plain[name]!r}."
             ) from error
@@ -166,6 +166,13 @@ class Preprocess:
         except ValueError as error:
             raise BadInput(f"{where}: not valid JSON: {error}.") from error
         return cls.from_dict(value, where)
+
+
+def _number(value: Any) -> float:
+    """`value` as a float; TypeError for true, false and texts, which float() would take."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(value)
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)

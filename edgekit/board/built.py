@@ -92,7 +92,7 @@ def add(
         raise ValueError(f"{name!r} cannot be a file in {BUILT}/")
     path = manifest.folder / BUILT / name
     sidecar = path.with_name(name + SIDECAR)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # where it cannot be removed, writing says why
         sidecar.unlink()
     with replacing(path) as temporary:
         temporary.write_bytes(data)
