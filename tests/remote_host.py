@@ -236,9 +236,13 @@ def remote_host(
         yield host
     finally:
         host.thaw()
+        # those whose clients are gone behind a dead link would wait for them for hours
+        sessions = host.sessions()
         server.terminate()
         server.wait(timeout=10)
-        host.cut()
+        for pid in sessions:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _wait_for(address: str, port: int, server: subprocess.Popen[bytes], log: Path) -> None:
