@@ -77,6 +77,7 @@ def latency(program: Path, bundle: Path, blocks: int, runs: int) -> dict[str, An
             session.run(feeds)
         for block in range(blocks):
             options = ["--bench", "--threads", "1", "--warmup", "5", "--runs", str(runs)]
+            options += ["--cooldown-s", "0"]
             answer = run(program, bundle, *options, "--samples")
             native.append(answer["samples_ms"])
             samples = []
@@ -122,11 +123,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("bundles", nargs="*", type=Path)
     parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
+    parser.add_argument("--program", type=Path, help="a runner that is built already")
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--runs", type=int, default=25)
     parser.add_argument("--starts", type=int, default=15)
     arguments = parser.parse_args()
-    program = runner_build.build(cpu.detect().arch)
+    program = arguments.program or runner_build.build(cpu.detect().arch)
     with tempfile.TemporaryDirectory() as folder:
         bundles = arguments.bundles or [
             export(name, arguments.assets, Path(folder)) for name in MODELS
