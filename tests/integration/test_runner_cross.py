@@ -20,10 +20,15 @@ import numpy as np
 import pytest
 
 from edgekit.cli import run
+from edgekit.errors import MissingDependency
 from edgekit.metrics.datasets import open_dataset
 from edgekit.metrics.detection import ImageResult, evaluate
 from edgekit.metrics.postprocess import Detections
 from edgekit.stages import runner_build
+from edgekit.stages.native_build import configure_and_build, only_one
+from edgekit.stages.ncnn_library import cmake_folder, library
+from edgekit.stages.toolchain import cpp_folder, toolchain
+from edgekit.types import no_progress
 from tests.integration.test_export_assets import _folder_of
 from tests.integration.test_ncnn_export import CIFAR
 
@@ -37,6 +42,9 @@ CORES = [
     ("armhf", "cortex-a7"),
     ("armhf", "max"),
 ]
+
+
+EMULATORS = {"aarch64": "qemu-aarch64", "armhf": "qemu-arm"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,18 @@ class Board:
 @pytest.fixture(scope="module")
 def runners() -> dict[str, Path]:
     """The static runner for each architecture, from the cache where it is built already."""
-    return {arch: runner_build.build(arch) for arch in ("aarch64", "armhf")}
+    for arch, emulator in EMULATORS.items():
+        if shutil.which(emulator) is None:
+            pytest.skip(f"{emulator} is not installed (qemu-user)")
+        try:
+            toolchain(arch)
+        except MissingDependency as error:
+            pytest.skip(error.message)
+    return {arch: runner_build.build(arch) for arch in EMULATORS}
 
 
 def _board(runners: dict[str, Path], arch: str, core: str) -> Board:
-    return Board(runners[arch], {"aarch64": "qemu-aarch64", "armhf": "qemu-arm"}[arch], core)
+    return Board(runners[arch], EMULATORS[arch], core)
 
 
 @pytest.fixture(params=CORES, ids=[f"{arch}-{core}" for arch, core in CORES])
@@ -197,3 +212,28 @@ def test_a_static_runner_needs_no_library(runners: dict[str, Path], arch: str) -
     # stripped: a board's disk and its radio link are small
     assert ".symtab" not in done.stdout
     assert 1e6 < runners[arch].stat().st_size < 12e6
+
+
+def test_the_unit_tests_pass_on_32_bit_arm(runners: dict[str, Path], tmp_path: Path) -> None:
+    """Sizes of 32 bits, unsigned char: ctest runs them through the toolchain file's emulator."""
+    tools = toolchain("armhf")
+    work = tmp_path / "build"
+    with only_one(work, "the unit tests", no_progress) as held:
+        configure_and_build(
+            cpp_folder(),
+            work,
+            tools,
+            [f"-Dncnn_DIR={cmake_folder(library('armhf'))}", "-DEDGEKIT_TESTS=ON"],
+            target="edgekit-ncnn-tests",
+            what="the unit tests",
+            held=held,
+            progress=no_progress,
+        )
+    done = subprocess.run(
+        ["ctest", "--test-dir", str(work), "--output-on-failure", "--no-tests=error"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "100% tests passed" in done.stdout
