@@ -226,7 +226,9 @@ class LatencyReport:
     of the fresh process that ran the model, Python and the runtime included. `spinning` False: the
     runtime's threads slept between runs instead of waiting busily. `warmup` counts the untimed runs
     before the first timed one, `settled` says whether their times had stopped changing. `inputs` is
-    "given" for arrays of the user, "random" for noise within the contract.
+    "given" for arrays of the user, "random" for noise within the contract. `device_ms`, of a GPU
+    alone, are medians by the host's clock ("wall", "wall_compute") and by the GPU's ("gpu",
+    "gpu_compute"), with the copies and without.
     """
 
     p50_ms: float
@@ -250,6 +252,7 @@ class LatencyReport:
     settled: bool = True
     inputs: str = ""
     samples_ms: tuple[float, ...] = ()
+    device_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

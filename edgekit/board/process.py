@@ -128,6 +128,8 @@ class WorkerProcess:
     def usage(self) -> tuple[float, float | None]:
         """CPU seconds used and peak resident memory in MB, both since the process began."""
         answer = self._ask("reporting", do="usage")
+        if answer.get("device_ms"):
+            self.facts["device_ms"] = answer["device_ms"]
         return float(answer["cpu_s"]), answer["peak_rss_mb"]
 
     def close(self) -> None:

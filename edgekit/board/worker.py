@@ -84,7 +84,10 @@ class Worker:
         if action == "usage":
             # a runtime in a process of its own knows its own peak
             own = getattr(self._session, "peak_rss_mb", None)
-            return {"cpu_s": _cpu_s(), "peak_rss_mb": own or peak_rss_mb()}
+            usage = {"cpu_s": _cpu_s(), "peak_rss_mb": own or peak_rss_mb()}
+            # a GPU's own clock, and the share of the copies: what wall time cannot tell
+            device_ms = getattr(self._session, "device_ms", None)
+            return usage if device_ms is None else {**usage, "device_ms": device_ms()}
         assert self._session is not None
         if action == "feed":
             self._feeds = {name: read_npy(Path(file)) for name, file in request["files"].items()}

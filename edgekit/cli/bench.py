@@ -360,6 +360,12 @@ def _remarks(report: LatencyReport, affinity: tuple[int, ...]) -> None:
     from edgekit.cpu import available_cores
 
     cores = len(affinity) or available_cores()
+    if report.device_ms:
+        at = report.device_ms
+        note(
+            f"By the GPU's clock {at['gpu']:.2f} ms with copies, {at['gpu_compute']:.2f} ms without; by "
+            f"the host's {at['wall']:.2f} and {at['wall_compute']:.2f} ms."
+        )
     if report.threads > cores:
         warn(f"{report.threads} threads share {cores} CPU{'s' if cores > 1 else ''}.")
     if math.isnan(report.load):

@@ -65,7 +65,7 @@ class TensorRtSession:
         for name, array in feeds.items():
             if str(array.dtype) not in ITEM_BYTES:
                 raise BadInput(f"The input '{name}' is {array.dtype}.")
-            data = np.ascontiguousarray(array).tobytes()
+            data = np.ascontiguousarray(array).data.cast("B")
             tensors[name] = Tensor(tuple(array.shape), str(array.dtype), data)
         with board_errors():
             self._open().prepare(tensors)
@@ -75,6 +75,11 @@ class TensorRtSession:
         "wall_compute" and "gpu_compute" without."""
         with board_errors():
             return self._open().timings(runs)
+
+    def device_ms(self) -> dict[str, float]:
+        """Medians of `timings` on what ran last; empty before the first run."""
+        with board_errors():
+            return self._open().device_ms()
 
     def layer_times(self) -> list[tuple[str, float]]:
         """One inference on what was prepared, under TensorRT's profiler: (layer, milliseconds)."""

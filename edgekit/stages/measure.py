@@ -171,5 +171,6 @@ def _timed_part(
     for timed in models:
         cpu_s, timed.peak_rss_mb = timed.process.usage()
         timed.cpu_s = cpu_s - timed.cpu_start_s
+        timed.device_ms = dict(timed.process.device_ms)
     own = time.process_time() - own_start
     return meter.share(own + sum(timed.cpu_s for timed in models))

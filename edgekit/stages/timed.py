@@ -106,6 +106,7 @@ class Timed:
     cpu_s: float = 0.0
     peak_rss_mb: float = math.nan
     blocks_ms: list[list[float]] = field(default_factory=list)
+    device_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def refill_runs(self) -> int:
@@ -213,4 +214,5 @@ def report(timed: Timed, options: MeasureOptions, load: float) -> LatencyReport:
         settled=timed.settled,
         inputs=timed.inputs,
         samples_ms=tuple(samples),
+        device_ms=dict(timed.device_ms),
     )

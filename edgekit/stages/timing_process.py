@@ -57,6 +57,7 @@ class TimingProcess:
         self._name = name
         self._timeout_s = timeout_s
         self._unread = b""
+        self.device_ms: dict[str, float] = {}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed in close()
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path)],
@@ -99,6 +100,7 @@ class TimingProcess:
     def usage(self) -> tuple[float, float]:
         """CPU seconds used and peak resident memory in MB, both since the process began."""
         answer = self._ask("reporting", do="usage")
+        self.device_ms.update(answer.get("device_ms", {}))
         return float(answer["cpu_s"]), float(answer["peak_rss_mb"])
 
     def close(self) -> None:

@@ -83,7 +83,10 @@ class Worker:
         if request["do"] == "run":
             return {"samples_ns": self._run(request["untimed"], request["timed"])}
         if request["do"] == "usage":
-            return {"cpu_s": time.process_time(), "peak_rss_mb": peak_rss_mb()}
+            usage = {"cpu_s": time.process_time(), "peak_rss_mb": peak_rss_mb()}
+            # a GPU's own clock, and the share of the copies: what wall time cannot tell
+            device_ms = getattr(self._session, "device_ms", None)
+            return usage if device_ms is None else {**usage, "device_ms": device_ms()}
         raise ValueError(f"unknown request {request['do']!r}")
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def test_the_engine_is_verified_evaluated_and_timed(bundle: Path, fakes: Fakes) 
     fakes.nothing_is_left()
     timed = fakes.run("-m", "edgekit", "bench", str(bundle), "--json", "--runs", "20")
     assert timed["p50_ms"] > 0
+    assert set(timed["device_ms"]) == {"wall", "wall_compute", "gpu", "gpu_compute"}
     found = fakes.run(
         "-c",
         "import json, sys\n"
@@ -213,6 +214,7 @@ def test_the_bundles_own_program_does_the_same(bundle: Path, fakes: Fakes) -> No
     assert again["reused"] and again["sha256"] == built["sha256"]
     timed = fakes.device(bundle, "bench", "--runs", "10", FAKE_TENSORRT_VERSION="11.4.0")
     assert timed["runtime"] == "tensorrt" and timed["p50_ms"] > 0
+    assert '"gpu_compute"' in json.dumps(timed)
     info = fakes.device(bundle, "info")
     assert "FAKE Orin" in json.dumps(info)
 

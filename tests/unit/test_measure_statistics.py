@@ -180,6 +180,7 @@ class FakeProcess:
     run_ms: dict[str, float] = {"quick": 10.0, "slow": 25.0}  # noqa: RUF012
 
     def __init__(self, name: str, *_: Any, **settings: Any) -> None:
+        self.device_ms: dict[str, float] = {}
         self.name = name
         self.settings = settings
         self.inputs = (TensorSpec(name="x", shape=("batch", 4), dtype="float32"),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import struct
 import time
 from typing import Any, Mapping
@@ -64,6 +65,7 @@ class EngineSession:
         self._log = logger.make(trt)
         self._buffers: list[_Buffer] = []
         self._closed = not owns_cuda
+        self._fed = False
         self._stream = 0
         self._graph: Any = None
         self._wants_graph = graph
@@ -163,6 +165,7 @@ class EngineSession:
                 )
             data = converted(tensor, buffer.dtype).data
             buffer.host.view[:] = memoryview(data).cast("B")
+        self._fed = True
 
     def step(self) -> None:
         """Copy in, compute, copy out, wait."""
@@ -246,6 +249,12 @@ class EngineSession:
             for event in events:
                 cuda.free_event(event)
         return found
+
+    def device_ms(self, runs: int = 30) -> dict[str, float]:
+        """Medians of `timings` on what was prepared; empty where nothing was."""
+        if not self._fed:
+            return {}
+        return {name: statistics.median(values) for name, values in self.timings(runs).items()}
 
     def layer_times(self) -> list[tuple[str, float]]:
         """One inference with TensorRT's profiler: (layer, milliseconds) in running order."""

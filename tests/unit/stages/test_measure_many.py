@@ -23,6 +23,7 @@ class FakeProcess:
     fails_after: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, name: str, *_: Any, **settings: Any) -> None:
+        self.device_ms: dict[str, float] = {}
         if name == "missing":
             raise BadInput("The model missing does not exist.")
         self.name, self.settings, self.runs = name, settings, 0
