@@ -10,6 +10,7 @@ other's data, is not timed.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import time
@@ -339,10 +340,12 @@ def _answer(
     for timed in models:
         doubts += _own_doubts(timed, options, ratio is None)
     if reached > options.precision:
-        text = (
-            f"The interval of {of} reaches {100 * reached:.1f} % to each side, "
-            f"not {100 * options.precision:g} %."
-        )
+        text = f"Too few runs to give an interval of {of}."
+        if math.isfinite(reached):
+            text = (
+                f"The interval of {of} reaches {100 * reached:.1f} % to each side, "
+                f"not {100 * options.precision:g} %."
+            )
         doubts.append({"kind": "precision", "text": text})
     if session.emulator is not None:
         text = f"Run under {session.emulator[0]}: these times say nothing about a board."
@@ -384,7 +387,7 @@ def _report(
     batch = timed.process.inputs[0]["shape"][0] if timed.process.inputs[0]["shape"] else 1
     batch = batch if isinstance(batch, int) else 1
     figures.update(
-        p50_interval_ms=[min(low, p50), max(high, p50)],
+        p50_interval_ms=[min(low, p50), max(high, p50)] if math.isfinite(high) else None,
         runs=len(samples),
         turns=len(timed.blocks_ms),
         threads=session.threads,

@@ -200,6 +200,14 @@ def test_a_precision_that_cannot_be_had_is_said(small: Path) -> None:
     assert "precision" in {item["kind"] for item in answer["caveats"]}
 
 
+def test_too_few_runs_give_no_interval_rather_than_a_wide_one(small: Path) -> None:
+    answer = _device("bench", small, "--runs", "3")
+    assert answer["p50_interval_ms"] is None
+    assert answer["precision"] == {"of": "p50", "asked": 0.02, "reached": None, "ok": False}
+    texts = {item["kind"]: item["text"] for item in answer["caveats"]}
+    assert texts["precision"] == "Too few runs to give an interval of p50."
+
+
 def test_answers_go_to_a_file_too(small: Path, tmp_path: Path) -> None:
     file = tmp_path / "a folder" / "answer.json"
     answer = _device("info", small, "--answer", file)
