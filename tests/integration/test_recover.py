@@ -16,7 +16,7 @@ from edgekit.cli import run as edgekit
 from edgekit.errors import UsageError
 from edgekit.preprocess import Preprocess
 from edgekit.quantization import retouch
-from edgekit.stages import calibrate, quantize, recover
+from edgekit.stages import calibrate, correct_biases, quantize, recover
 from edgekit.stages.recover import RecoverOptions
 from edgekit.target import TargetProfile, load_target
 from edgekit.types import Calibration, OnnxModel
@@ -162,7 +162,7 @@ def test_explicit_weights_get_the_same_levels(
         insert(graph, placement, calibration.ranges, own)
         done = recover.round_weights(model, graph, feeds[:8])
         assert set(done) == set(retouch.layers(graph.graph))
-        corrected = recover.correct_biases(model, graph, feeds[:8])
+        corrected = correct_biases.run(model, graph, feeds[:8])
         assert set(corrected) == set(done)
         found.append(outputs(ir.to_proto(graph), feeds[:4]))
     assert sqnr_db(found[0], found[1]) > 40
