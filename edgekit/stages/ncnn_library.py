@@ -30,8 +30,8 @@ _OPTIONS = (
     # the runner's own code uses both; ncnn's default differs when it is cross-compiled
     "-DNCNN_DISABLE_RTTI=OFF",
     "-DNCNN_DISABLE_EXCEPTION=OFF",
-    # OpenMP is the compiler's libgomp as in the wheel; it links statically too (measured: as fast
-    # as the wheel, where ncnn's SIMPLEOMP is slower with more than one thread)
+    # the compiler's libgomp as in the wheel, so that threads behave alike; libgomp.a serves a static
+    # program as well
     "-DNCNN_OPENMP=ON",
     "-DNCNN_SIMPLEOMP=OFF",
     # AMD's Bulldozer (2011-2015) alone has FMA4 and XOP, and every layer would be compiled once more

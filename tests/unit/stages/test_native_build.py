@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,9 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgekit.cli import run
 from edgekit.errors import BuildFailed, MissingDependency, UsageError
 from edgekit.stages import native_build, runner_build, toolchain
 from edgekit.stages.native_build import configure_and_build, only_one
@@ -210,3 +213,25 @@ def test_two_builders_of_one_folder_take_turns(tmp_path: Path) -> None:
         )
         words.append(child.stderr)
     assert "BlockingIOError" in words[0]
+
+
+def test_the_command_answers_in_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(code: int, *arguments: str) -> Any:
+        assert run(["runner", *arguments, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setenv("EDGEKIT_NATIVE_CACHE", str(tmp_path))
+    assert "riscv" in asked(2, "build", "--arch", "riscv")["error"]
+    assert asked(0, "list") == {"runners": []}
+    folder = tmp_path / "runner-armhf-dynamic-0123456789ab"
+    folder.mkdir()
+    (folder / "edgekit-ncnn").write_bytes(b"program")
+    (listed,) = asked(0, "list")["runners"]
+    assert (listed["arch"], listed["static"]) == ("armhf", False)
+    assert listed["path"] == str(folder / "edgekit-ncnn")
+    assert asked(0, "clear")["removed"] == 1
+    assert not folder.exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt-get install" in asked(3, "library", "--arch", "armhf")["hint"]
