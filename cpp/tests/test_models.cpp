@@ -95,12 +95,12 @@ TEST(models_sidecar) {
     const Sidecar sidecar = parse_sidecar(sidecar_text("[1, 4, 4, 4]", "\"use_int8_inference\": false"), "m");
     CHECK(sidecar.inputs[0].inner() == (Shape{3, 8, 8}) && !sidecar.option("use_int8_inference", true));
     const std::string text = sidecar_text();
-    for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
+    for (const auto& change : std::vector<std::pair<std::string, std::string>>{
              {"edgekit-ncnn", "other"}, {"\"schema\": 1", "\"schema\": 2"}, {"fp32", "fp64"},
              {"m.param", "../m.param"}, {"m.param", "/etc/passwd"}, {"[1, 3, 8, 8]", "[2, 3, 8, 8]"},
              {"[1, 3, 8, 8]", "[1, 3, 0, 8]"}, {"[1, 3, 8, 8]", "[1, 3, 1000000, 1000000]"}, {"[1, 3, 8, 8]", "[]"},
              {"\"blob\": \"in0\", ", ""}, {"\"options\": {}", "\"options\": {\"rm\": true}"}, {"aaaa", "AAAA"}}) {
-        REFUSED(parse_sidecar(replaced(text, from, to), "model.json"), "model.json");
+        REFUSED(parse_sidecar(replaced(text, change.first, change.second), "model.json"), "model.json");
     }
 }
 
