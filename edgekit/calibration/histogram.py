@@ -183,8 +183,10 @@ class Histogram:
             minimum, maximum = float(piece.min()), float(piece.max())
         self._note(minimum, maximum)
         self.count += piece.size
-        # in float64, as OpenCV does it: no sum of float32 overflows there
-        self.sum_units += exact_units(cv2.sumElems(piece)[0])
+        # in float64: no sum of float32 overflows there. Not sumElems: the order in which it adds, and
+        # so the last bit, depends on where in memory the piece happens to lie
+        total = cv2.reduce(piece.reshape(1, -1), 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)
+        self.sum_units += exact_units(float(total[0, 0]))
         self._count(piece, negative=minimum < 0)
 
     def _count(self, piece: NDArray[np.float32], negative: bool) -> None:

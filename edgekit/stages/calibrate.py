@@ -29,7 +29,7 @@ from edgekit.stages.timing_worker import peak_rss_mb
 from edgekit.stages.unfinished import BASE, clear, resume, unfinished_folder
 from edgekit.types import Calibration, OnnxModel, Progress, Range, no_progress
 
-VERSION = 2
+VERSION = 3
 """Raised when the statistics of the same content change."""
 
 # images on which the bare model is timed, for `inference_seconds`

@@ -28,7 +28,7 @@ from edgekit.types import Engine, Progress, TensorSpec, no_progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 3
 
 
 class ObservedNcnn:

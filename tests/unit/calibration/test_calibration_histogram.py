@@ -227,3 +227,20 @@ def test_channels_refuse_what_has_none() -> None:
         channels.add(np.ones((1, 5, 2), np.float32))
     with pytest.raises(BadInput, match="no channel axis 1"):
         channels.add(np.ones(3, np.float32))
+
+
+def test_the_place_in_memory_changes_no_bit() -> None:
+    random = np.random.default_rng(4)
+    values = random.standard_normal((16, 20_003)) * 8
+    # SiLU's values: many small ones beside large ones, so that every order of adding shows
+    values = (values / (1 + np.exp(-values))).astype(np.float32)
+    found = set()
+    for offset in range(0, 256, 4):
+        memory = np.zeros(values.nbytes + 256, np.uint8)
+        moved = memory[offset : offset + values.nbytes].view(np.float32).reshape(values.shape)
+        moved[:] = values
+        histogram, channels = Histogram(), ChannelStatistics(axis=0)
+        histogram.add(moved)
+        channels.add(moved)
+        found.add((histogram.sum_units, *(int(units) for units in channels.sum_units)))
+    assert len(found) == 1
