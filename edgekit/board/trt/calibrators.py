@@ -125,6 +125,6 @@ def demand_no_failure(calibrator: Any) -> None:
     failure = None if calibrator is None else calibrator.failure
     if failure is None:
         return
-    if isinstance(failure, DeviceError):
-        raise failure
+    if isinstance(failure, DeviceError) or not isinstance(failure, Exception):
+        raise failure  # an interruption stays one
     raise NotPossible(f"Calibration failed: {type(failure).__name__}: {failure}.") from failure

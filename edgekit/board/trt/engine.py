@@ -71,6 +71,7 @@ class EngineSession:
         self._wants_graph = graph
         self._context: Any = None
         self._profiled: Any = None
+        self._profiler: Any = None
         self._wanted = wanted
         self.facts: dict[str, Any] = {**(facts or {}), "tensorrt": str(trt.__version__)}
         trt.init_libnvinfer_plugins(self._log, "")
@@ -272,8 +273,9 @@ class EngineSession:
             # a context of its own: one with a profiler synchronizes behind every layer
             self._profiled = self._new_context()
         context = self._profiled
-        profiler = Profiler()
-        context.profiler = profiler
+        # kept: the context holds no more than its address
+        self._profiler = Profiler()
+        context.profiler = self._profiler
         self._copy_in()
         if not context.execute_async_v3(self._stream):
             raise BuildFailed(f"TensorRT cannot run the engine: {logger.said(self._log)}")
