@@ -133,7 +133,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         result["sets"][name] = figures
     result["ranges"] = child(arguments, "ranges", count=min(16, arguments.count))
     if arguments.peer:
-        one = child(arguments, "peer", count=max(2, arguments.peer // 2))
+        one = child(arguments, "peer", count=max(1, arguments.peer // 2))
         two = child(arguments, "peer", count=arguments.peer)
         images = two["images"] - one["images"]
         two["seconds_per_image"] = (two["seconds"] - one["seconds"]) / images
