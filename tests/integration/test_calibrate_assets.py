@@ -36,7 +36,12 @@ TENSORS = (
     "/m/model.23/cv3/act/Mul_output_0",
     "output",
 )
-OPTIONS = calibrate.CalibrateOptions(tensors=TENSORS, time_inference=False)
+CHANNELS = {"/m/model.0/act/Mul_output_0": 1, "/m/model.9/cv2/act/Mul_output_0": 1}
+OPTIONS = calibrate.CalibrateOptions(
+    tensors=TENSORS,
+    channels=CHANNELS,
+    time_inference=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +141,13 @@ from edgekit.stages import calibrate
 from edgekit.errors import BadInput
 
 if __name__ == "__main__":
-    model, out, partial, workers, tensors, *photos = sys.argv[1:]
+    model, out, partial, workers, tensors, channels, *photos = sys.argv[1:]
     calibrate.run(
         onnx_file.describe(Path(model)), [Path(p) for p in photos],
         Preprocess(height=640, width=640), Path(out),
         calibrate.CalibrateOptions(
-            tensors=tuple(json.loads(tensors)), workers=int(workers), partial=Path(partial),
+            tensors=tuple(json.loads(tensors)), channels=json.loads(channels),
+            workers=int(workers), partial=Path(partial),
             save_every_s=0.0, time_inference=False,
         ),
         lambda done, total, what: print(what, done, flush=True),
@@ -157,7 +163,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     script.write_text(_STAGE)
     out, partial = tmp_path / "a.npz", tmp_path / "partial"
     command = [sys.executable, str(script), str(model.path), str(out), str(partial)]
-    command += [str(workers), json.dumps(TENSORS), *map(str, photos)]
+    command += [str(workers), json.dumps(TENSORS), json.dumps(CHANNELS), *map(str, photos)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

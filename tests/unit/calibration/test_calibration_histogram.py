@@ -244,3 +244,28 @@ def test_the_place_in_memory_changes_no_bit() -> None:
         channels.add(moved)
         found.add((histogram.sum_units, *(int(units) for units in channels.sum_units)))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("size", [1 << 16, (1 << 16) - 37])
+def test_where_an_array_lies_in_memory_does_not_matter(size: int) -> None:
+    rng = np.random.default_rng(12)
+    # magnitudes far apart: every order of adding gives other last bits
+    values = (rng.normal(size=size) * 10 ** rng.uniform(-8, 3, size)).astype(np.float32)
+    rows = values[: size // 32 * 32].reshape(1, 32, -1)
+    buffer = np.zeros(size + 64, np.float32)
+    first = Histogram()
+    first.add(values)
+    channels = ChannelStatistics()
+    known = channels.add(rows)
+    for offset in range(1, 34, 2):
+        moved = buffer[offset : offset + size]
+        moved[:] = values
+        again = Histogram()
+        again.add(moved)
+        assert again.same_as(first)
+        other = ChannelStatistics()
+        assert other.add(moved[: rows.size].reshape(rows.shape)) == known
+        assert other.same_as(channels)
+        summed = Histogram()
+        summed.add(rows, known)
+        assert summed.sum_units == known.sum_units and summed.count == rows.size
