@@ -19,6 +19,7 @@ from edgekit.bundle import open_model, read_manifest
 from edgekit.checkpoint import LoadOptions
 from edgekit.errors import BadInput, NotPossible
 from edgekit.manifest import is_bundle
+from edgekit.require import version_of
 from edgekit.runtimes.base import Session, SessionOptions
 from edgekit.stages import contract as contracts
 from edgekit.stages.contract import Resolved
@@ -166,9 +167,10 @@ def _bundle(path: Path, runtime: str | None) -> NamedModel:
 def _runtime_files(path: Path) -> NamedModel:
     """Files that one runtime alone reads; they say nothing of preprocessing, task or names."""
     runtime = RUNTIME_FILES[path.suffix.lower()]
-    if runtime == "tensorrt" and runtime not in runtimes.RUNTIMES:
+    if runtime == "tensorrt" and version_of("tensorrt") is None:
         raise NotPossible(
-            f"{path.name} is a TensorRT engine, which needs the board that it was built on.",
+            f"{path.name} is a TensorRT engine, which needs the board that it was built on: TensorRT "
+            "is not installed here.",
             hint="Run edgekit on that board, or compare the bundle that the engine was built from.",
         )
     if runtime not in runtimes.RUNTIMES:

@@ -87,11 +87,8 @@ def test_an_assumed_contract_comes_with_a_warning(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_opened_says_why(
-    tmp_path: Path, name: str, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, kind: type[Exception], words: str
 ) -> None:
-    from edgekit import runtimes
-
-    monkeypatch.setattr(runtimes, "RUNTIMES", {"onnxruntime": "edgekit.runtimes.onnxruntime"})
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.pt").write_text("hello, this is no checkpoint")
     (tmp_path / "m.engine").write_bytes(b"\0" * 100)
