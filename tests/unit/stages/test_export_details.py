@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgekit.checkpoint import LoadOptions
 from edgekit.pipeline.request import ExportRequest
-from edgekit.pipeline.steps import _with_shape
+from edgekit.pipeline.steps_float import _with_shape
 from edgekit.preprocess import Preprocess
 from edgekit.stages import export
 from edgekit.target import load_target
