@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekit.quantization import forms, integer_forms
-from edgekit.quantization.placement import Placement, Rules, place
+from edgekit.quantization.placement import Placement, place
 from edgekit.quantization.qdq import insert
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from edgekit.types import Range
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.quantization.macs import graph_macs, static_shape
-from edgekit.quantization.placement import Rules, compute_nodes, is_constant
+from edgekit.quantization.rules import Rules, compute_nodes, is_constant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.quantization.macs import graph_macs
-from edgekit.quantization.placement import Placement, Rules, channel_axis, compute_nodes
+from edgekit.quantization.placement import Placement
+from edgekit.quantization.rules import Rules, channel_axis, compute_nodes
 from edgekit.quantization.scheme import Scheme, choose_weight_scale, quantize_weight
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.quantization.placement import is_constant
+from edgekit.quantization.rules import is_constant
 from edgekit.quantization.ternary import find_levels
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.quantization.placement import is_constant, is_weighted_sum
+from edgekit.quantization.rules import is_constant, is_weighted_sum
 from edgekit.types import Range
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgekit.quantization import existing
 from edgekit.quantization.bias_correction import bias_of_matmul, can_correct, mean_shift
-from edgekit.quantization.placement import Placement, channel_axis, is_constant
+from edgekit.quantization.placement import Placement
+from edgekit.quantization.rules import channel_axis, is_constant
 from edgekit.quantization.scheme import (
     Scheme,
     activation_params,

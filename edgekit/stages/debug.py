@@ -25,7 +25,8 @@ from edgekit.block import Block
 from edgekit.calibration import store
 from edgekit.errors import NotPossible
 from edgekit.quantization.assemble import quantized
-from edgekit.quantization.placement import Placement, channel_axis, fused_output
+from edgekit.quantization.placement import Placement
+from edgekit.quantization.rules import channel_axis, fused_output
 from edgekit.quantization.scheme import (
     activation_params,
     choose_weight_scale,

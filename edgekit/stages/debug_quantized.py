@@ -299,7 +299,7 @@ def _scheme(layer: _Layer) -> tuple[Scheme, int | None]:
     """The integers that the layer is computed with, and the axis of its weight's channels."""
     import numpy as np
 
-    from edgekit.quantization.placement import channel_axis
+    from edgekit.quantization.rules import channel_axis
 
     params = layer.read_with or layer.made_with
     kind = np.dtype(np.uint8) if params is None else params.zero_point.dtype

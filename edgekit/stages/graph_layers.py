@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.errors import EdgekitError, NotPossible
 from edgekit.quantization import dynamic
-from edgekit.quantization.placement import channel_axis
+from edgekit.quantization.rules import channel_axis
 from edgekit.runtimes.base import SessionOptions
 
 if TYPE_CHECKING:

@@ -12,13 +12,8 @@ from edgekit.errors import BadInput, NotPossible
 from edgekit.quantization import assemble, existing
 from edgekit.quantization.bias_correction import input_channels
 from edgekit.quantization.forms import FOLLOWED, take
-from edgekit.quantization.placement import (
-    Placement,
-    Rules,
-    compute_nodes,
-    every_activation,
-    observed,
-)
+from edgekit.quantization.placement import Placement, every_activation, observed
+from edgekit.quantization.rules import Rules, compute_nodes
 from edgekit.quantization.scheme import Scheme
 from edgekit.quantization.weight_range import ABSMAX, MSE
 from edgekit.stages import recover

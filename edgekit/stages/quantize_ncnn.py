@@ -29,7 +29,7 @@ from edgekit.formats.ncnn_table import Table
 from edgekit.quantization import ternary
 from edgekit.quantization.bias_correction import mean_shift
 from edgekit.quantization.macs import graph_macs
-from edgekit.quantization.placement import Rules, head_nodes
+from edgekit.quantization.rules import Rules, head_nodes
 from edgekit.runtimes import open_session
 from edgekit.stages import ncnn_layers, round_ncnn
 from edgekit.stages.ncnn_layers import NcnnLayerInfo

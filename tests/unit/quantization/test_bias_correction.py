@@ -15,8 +15,9 @@ from edgekit.calibration.store import write
 from edgekit.errors import BadInput
 from edgekit.preprocess import Preprocess
 from edgekit.quantization.bias_correction import input_channels, mean_shift
-from edgekit.quantization.placement import Rules, observed, place
+from edgekit.quantization.placement import observed, place
 from edgekit.quantization.qdq import insert
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from edgekit.stages import calibrate, quantize
 from edgekit.target import load_target

@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.cli import run as edgekit
 from edgekit.quantization import dynamic, dynamic_insert
-from edgekit.quantization.placement import Rules
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from tests.graphs import GraphMaker, run, sqnr_db
 

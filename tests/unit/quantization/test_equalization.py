@@ -13,8 +13,9 @@ import pytest
 from edgekit import onnx_file
 from edgekit.quantization import equalization
 from edgekit.quantization.equalization import equalize, find_pairs
-from edgekit.quantization.placement import Rules, observed, place
+from edgekit.quantization.placement import observed, place
 from edgekit.quantization.qdq import insert
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from edgekit.stages import prepare
 from tests.graphs import GraphMaker, ranges_of, run, sqnr_db

@@ -10,8 +10,9 @@ import pytest
 
 from edgekit import onnx_file
 from edgekit.quantization import existing
-from edgekit.quantization.placement import Rules, observed, place
+from edgekit.quantization.placement import observed, place
 from edgekit.quantization.qdq import insert
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme, activation_params
 from edgekit.stages import prepare, simplify
 from edgekit.types import Range

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from edgekit.quantization import assemble, forms
-from edgekit.quantization.placement import Placement, Rules, observed
+from edgekit.quantization.placement import Placement, observed
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from edgekit.target import FORMS
 from tests.graphs import GraphMaker, ranges_of, run, sqnr_db

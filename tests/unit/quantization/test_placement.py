@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from edgekit.quantization.placement import Rules, observed, place
+from edgekit.quantization.placement import observed, place
+from edgekit.quantization.rules import Rules
 from edgekit.types import Range
 from tests.graphs import GraphMaker
 

@@ -12,8 +12,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from edgekit.quantization.placement import Rules, observed, place
+from edgekit.quantization.placement import observed, place
 from edgekit.quantization.qdq import insert
+from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from tests.graphs import GraphMaker, ranges_of, run, sqnr_db
 
