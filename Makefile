@@ -48,7 +48,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) $(if $(SLOW),,-m "not slow")
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(SLOW),,-m "not slow")
 
 bench-calibration: $(STAMP)
 	$(BIN)/python benchmarks/calibration.py
