@@ -394,6 +394,7 @@ def _report(
         batch=batch,
         throughput_fps=batch * 1e3 / figures["mean_ms"],
         peak_rss_mb=timed.peak_rss_mb,
+        device_ms=timed.process.device_ms,
         load=conditions["other_load"],
         bundle=timed.manifest.name,
         runtime=timed.driver,

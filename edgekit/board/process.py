@@ -41,6 +41,7 @@ class WorkerProcess:
         self.inputs: list[Spec] = []
         self.outputs: list[Spec] = []
         self.facts: dict[str, Any] = {}
+        self.device_ms: dict[str, float] = {}
         try:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed in close()
             # what the worker leaves when it is ended goes with this folder
@@ -129,7 +130,7 @@ class WorkerProcess:
         """CPU seconds used and peak resident memory in MB, both since the process began."""
         answer = self._ask("reporting", do="usage")
         if answer.get("device_ms"):
-            self.facts["device_ms"] = answer["device_ms"]
+            self.device_ms = answer["device_ms"]
         return float(answer["cpu_s"]), answer["peak_rss_mb"]
 
     def close(self) -> None:
