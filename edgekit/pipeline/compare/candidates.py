@@ -7,6 +7,7 @@ kept with that model.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,7 +220,14 @@ class _Builder:
         built = steps.build(prepared, quantized)
         row.contract = exported.value.contract
         row.size_bytes = built.value.size_bytes
-        row.facts = self._facts(row, quantized.value.model.path)
+        # the network is that of the float graph: forms that INT8 takes add zeros to kernels
+        plain = self._facts(row, prepared.value.model.path)
+        row.facts = dataclasses.replace(
+            self._facts(row, quantized.value.model.path),
+            macs=plain.macs,
+            channels=plain.channels,
+            structure=plain.structure,
+        )
         row.notes.append(f"{quantized.value.int8_mac_share:.0%} of the MACs in INT8")
         row.forms.append(self._engine_form(row, built.value.engine))
 
