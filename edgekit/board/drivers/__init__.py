@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from edgekit.board.errors import MissingDependency, NotPossible, UsageError
 from edgekit.board.manifest import Manifest, Model
 from edgekit.board.session import Availability, Session, SessionOptions
 
 # name → (module, the manifest's runtime whose model it runs); in the order in which they are tried
-DRIVERS: Dict[str, tuple[str, str]] = {  # noqa: UP006 — evaluated on Python 3.8
+DRIVERS: dict[str, tuple[str, str]] = {
     "tensorrt": ("edgekit.board.trt", "tensorrt"),
     "onnxruntime": ("edgekit.board.drivers.onnxruntime", "onnxruntime"),
     "edgekit-ncnn": ("edgekit.board.drivers.native", "ncnn"),
