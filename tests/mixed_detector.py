@@ -2,17 +2,16 @@
 
 Built like the small YOLOX (https://arxiv.org/abs/2107.08430): Focus slices in front, depthwise
 separable convolutions with SiLU, cross-stage blocks, pooling at several sizes, two enlargements, and
-for each stride decoupled heads whose boxes (cell units, from -3 to 30), objectness and classes (0 to
-1, mostly tiny) are joined into one tensor. Weights are random; BatchNorm statistics come from real
-images; channel scales are uneven by a factor of about a hundred.
+for each stride decoupled heads whose boxes (cell units), objectness and classes (0 to 1, mostly tiny)
+are joined into one tensor. The weights, trained on the generated scenes of examples/cells, come from
+`train_mixed_detector.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 STRIDES = (8, 16, 32)
 
@@ -71,7 +70,13 @@ class Pools(nn.Module):
 
 
 class Detector(nn.Module):
-    """[N, 3, H, W] → [N, cells, 5 + classes]: boxes not decoded, objectness and classes in 0 to 1."""
+    """[N, 3, H, W] → [N, cells, 5 + classes]: boxes not decoded, objectness and classes in 0 to 1.
+
+    In train mode: what a loss of side distances wants, distances [N, 4, cells] to the left, top, right
+    and bottom in strides, and the log-odds [N, classes, cells] of objectness times class.
+    """
+
+    strides = STRIDES
 
     def __init__(self, classes: int = 3, width: int = 16) -> None:
         super().__init__()
@@ -96,7 +101,8 @@ class Detector(nn.Module):
         self.objects = nn.ModuleList(nn.Conv2d(w[1], 1, 1) for _ in inputs)
         self.classes = nn.ModuleList(nn.Conv2d(w[1], classes, 1) for _ in inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes, objectness and classes of each stride, before any sigmoid."""
         three = self.dark3(self.dark2(self.stem(x)))
         four = self.dark4(three)
         five = self.dark5(four)
@@ -107,48 +113,49 @@ class Detector(nn.Module):
         for index, level in enumerate((fine, middle, five)):
             stem = self.stems[index](level)
             box = self.box_tower[index](stem)
-            kinds = self.class_tower[index](stem)
-            parts = (
-                self.boxes[index](box),
-                self.objects[index](box).sigmoid(),
-                self.classes[index](kinds).sigmoid(),
+            kinds = self.classes[index](self.class_tower[index](stem))
+            found.append((self.boxes[index](box), self.objects[index](box), kinds))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        maps = self.maps(x)
+        if self.training:
+            boxes, objects, classes = (
+                torch.cat([m.flatten(2) for m in p], 2) for p in zip(*maps, strict=True)
             )
-            found.append(torch.cat(parts, 1).flatten(2))
+            return _distances(boxes), _log_odds(objects, classes)
+        found = [torch.cat((b, o.sigmoid(), c.sigmoid()), 1).flatten(2) for b, o, c in maps]
         return torch.cat(found, 2).permute(0, 2, 1)
+
+
+def _distances(boxes: Tensor) -> Tensor:
+    """YOLOX boxes [N, 4, A] (offset of the centre from the cell's corner, log of the side, in strides)
+    as distances from the cell's centre to the four sides."""
+    offset, half = boxes[:, :2] - 0.5, boxes[:, 2:].clamp(max=5).exp() / 2
+    return torch.cat((half - offset, half + offset), 1)
+
+
+def _log_odds(objects: Tensor, classes: Tensor) -> Tensor:
+    """Log-odds of the product of two probabilities that are given as log-odds."""
+    log = functional.logsigmoid(objects) + functional.logsigmoid(classes)
+    return log - torch.log(-torch.expm1(log.clamp(max=-1e-6)))
 
 
 def detector() -> Detector:
     return Detector()
 
 
-def settled(images: Tensor, seed: int = 0) -> Detector:
-    """The network with uneven channels and the BatchNorm statistics of `images` [N, 3, H, W].
-
-    Scores stay so low that nothing is detected: what random weights detect is noise, and candidates are
-    judged by the worst block of the outputs instead.
-    """
+def untrained(seed: int = 0) -> Detector:
+    """Random weights whose BatchNorm scales differ by a factor of some hundred between channels, as
+    long training leaves them; they do not decay, so that training keeps much of that."""
     torch.manual_seed(seed)
     model = Detector()
-    spread: Sequence[nn.BatchNorm2d] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in spread:
-        # most channels alike, a few far larger or smaller: what training with weight decay leaves
-        factor = torch.randn(norm.num_features).mul(0.3).exp()
-        odd = torch.rand(norm.num_features) < 0.08
-        factor[odd] *= 10 ** (2 * torch.rand(int(odd.sum())) - 1.2)
-        norm.weight.data = factor
-        norm.bias.data = 0.3 + 0.3 * torch.randn(norm.num_features)
-        norm.momentum = None
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1:
-            # trained filters see more than noise; random ones, normalized, amplify it from layer to layer
-            mean = layer.weight.data.std() * torch.randn(*layer.weight.shape[:2], 1, 1)
-            layer.weight.data = 2 * mean + 0.3 * layer.weight.data
-    for layer in model.boxes:
-        layer.weight.data.mul_(1.5)
-        layer.bias.data = torch.tensor([0.5, 0.5, 1.5, 1.5])
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data = torch.randn(norm.num_features).mul(1.2).exp()
     for layer in (*model.objects, *model.classes):
-        layer.weight.data.mul_(0.7)
-        layer.bias.data.fill_(-5.0)
-    with torch.no_grad():
-        model.train()(images)
-    return model.eval()
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        nn.init.normal_(layer.weight, std=0.01)
+        # most cells see nothing: the product of the two starts at 1 %
+        nn.init.constant_(layer.bias, -2.2)
+    return model

@@ -50,7 +50,7 @@ class QuantizedRecord:
     `model` is the float graph that they were made of. `choice` is what was taken (ranges and float
     layers), `trials` what the search tried for it, `methods` those of layers with one of their own;
     `faster_float` are the layers left float for speed, `sensitivity_db` the SQNR of the outputs with
-    one layer alone in INT8, where the search asked for it.
+    one layer alone in INT8, where the search asked for it; `agreement` of what was taken (0 to 1).
     """
 
     model: OnnxModel
@@ -61,6 +61,7 @@ class QuantizedRecord:
     weight_bits: int = 8
     choice: Choice | None = None
     trials: tuple[Trial, ...] = ()
+    agreement: float | None = None
     faster_float: tuple[str, ...] = ()
     sensitivity_db: dict[str, float] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)

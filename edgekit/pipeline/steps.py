@@ -193,6 +193,7 @@ class Steps(FloatSteps):
                 weight_bits=done.scheme.weight_bits,
                 choice=dataclasses.replace(choice, keep_float=chosen.keep_float),
                 trials=result.trials if result else (),
+                agreement=result.best.agreement if result else None,
                 faster_float=result.faster_float if result else (),
                 sensitivity_db=dict(result.sensitivity_db) if result else {},
                 parity=done.parity,

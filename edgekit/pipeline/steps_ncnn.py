@@ -164,6 +164,7 @@ class NcnnSteps(Steps):
             subject = self._search_of(exported, quantizer, list(keep))
             options = SearchOptions(
                 enough=search_ncnn.ENOUGH,
+                broken=search_ncnn.BROKEN,
                 within=search_ncnn.WITHIN,
                 seconds=request.search_seconds,
             )
@@ -184,6 +185,7 @@ class NcnnSteps(Steps):
             weight_bits=done.weight_bits,
             choice=result.best.choice if result else None,
             trials=result.trials if result else (),
+            agreement=result.best.agreement if result else None,
             methods=methods,
             parity=done.parity,
             notes=done.notes + (search_notes(result) if result else (method,)),

@@ -12,6 +12,8 @@ from edgekit.types import AccuracyReport, LatencyReport
 
 # a drop of this many points without a budget still deserves a warning
 _REMARKABLE_DROP = 2.0
+# and so does agreement with float on the calibration images, where there are no labels
+_LOW_AGREEMENT = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,11 @@ def _worth(
             text += ". That is a large loss: set --max-drop, or keep layers float"
     else:
         text += "; accuracy not measured (no --data)"
+        if quantized.agreement is not None and quantized.agreement < _LOW_AGREEMENT:
+            text += (
+                f". It agrees to only {quantized.agreement:.0%} with float on the calibration images: "
+                "measure with --data, and try more images, a longer --search-seconds or a float target"
+            )
     return text + "."
 
 

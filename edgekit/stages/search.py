@@ -9,7 +9,8 @@ models:
    each alone, then the best of them together, always measured in the target's runtime;
 3. when agreement is not near enough, layers are ranked by the damage each does alone, and the worst
    ones are left float, a growing number of them, as long as enough of the work stays INT8; where the
-   model is still broken then, more of them, whatever is left in INT8;
+   model is still broken then, more of them, whatever is left in INT8, and the ranges are chosen again:
+   between broken models, the first choice was a blind one;
 4. of everything tried that is near enough, the fastest is taken; without a timer, the one with the
    fewest float layers.
 
@@ -27,6 +28,9 @@ from edgekit.types import Progress, no_progress
 
 # prefixes of the ranking that are tried: dense where single layers matter
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MENDING_PARTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.9)
+"""Parts of all layers, the most harmful first, that are left float where a model is broken otherwise:
+such a model needs many, and each trial takes its time."""
 # trials that are timed against each other in the end
 _FINALISTS = 5
 # how far behind the best ranges others may be to be corrected too: correction brings as much
@@ -77,15 +81,16 @@ class SearchOptions:
     everything that reaches it is near enough. `broken`: agreement below which a model is no good, so
     that more is left float than `least_share`, the share of the MACs that must stay INT8, allows
     (layers left float for speed may go below it where INT8 is not faster otherwise); `seconds`: no
-    new trial starts after that.
+    new trial starts after that, or after `patience` times that while the model is still broken.
     """
 
     enough: float = 0.985
-    broken: float = 0.85
+    broken: float = 0.9
     within: float = 0.004
     least_agreement: float | None = None
     least_share: float = 0.85
     seconds: float = 120.0
+    patience: float = 3.0
 
     @property
     def goal(self) -> float:
@@ -131,8 +136,9 @@ def run(
     """Search. `ranges` are the choices of step 1, the default first.
 
     `attempt` quantizes and scores one choice; `sensitivities` gives the SQNR in dB of the outputs
-    with only one layer in INT8, by layer; `share_without` the share of MACs in INT8 when some layers
-    stay float. At least the first choice is always tried. `corrects`: biases can be corrected.
+    with only one layer in INT8, by layer, those to be left float first; `share_without` the share
+    of MACs in INT8 when some layers stay float. At least the first choice is always tried.
+    `corrects`: biases can be corrected.
     `race` times candidates, None where this machine cannot; `stretches` are the groups of layers
     that it is tried on.
     """
@@ -149,10 +155,12 @@ def run(
         progress(len(trials), 0, "search")
         return done[choice]
 
-    def time_left() -> bool:
+    def time_left(mending: bool = False) -> bool:
         nonlocal late
-        late = late or clock() - started > options.seconds
-        return not late
+        broken = mending and max(trial.agreement for trial in trials) < options.broken
+        over = clock() - started > options.seconds * (options.patience if broken else 1)
+        late = late or over
+        return not over
 
     for choice in ranges:
         if not trials or time_left():
@@ -169,29 +177,42 @@ def run(
         if fast:
             best = tried(replace(best.choice, keep_float=fast))
     ranking: Mapping[str, float] = {}
-    if best.agreement < options.goal and time_left():
+    if best.agreement < options.goal and time_left(mending=True):
         ranking = sensitivities(best.choice)
-        worst_first = sorted(
-            (name for name in ranking if name not in fast), key=lambda name: ranking[name]
-        )
+        worst_first = [name for name in ranking if name not in fast]
+        least_share, share = options.least_share, share_without(fast)
+        if share < least_share:
+            # what is float for speed does not use up what may be float for accuracy
+            least_share = share - (1 - least_share)
         affordable = _affordable(
-            worst_first, lambda names: share_without((*fast, *names)), options.least_share
+            worst_first, lambda names: share_without((*fast, *names)), least_share
         )
         # what is broken is rarely mended by one layer more: every other step
         step = 2 if best.agreement < options.broken else 1
         for count in _counts(len(affordable))[::-step][::-1]:
-            if not time_left():
+            if not time_left(mending=True):
                 break
             trial = tried(replace(best.choice, keep_float=(*fast, *affordable[:count])))
             if trial.agreement >= options.goal:
                 break
-        # halves: a model that breaks needs many layers float, and each trial takes its time
-        for part in (0.125, 0.25, 0.5, 0.75, 0.9):
+        for part in MENDING_PARTS:
             kept = worst_first[: math.ceil(part * len(worst_first))]
-            if max(trial.agreement for trial in trials) >= options.broken or not time_left():
+            if max(trial.agreement for trial in trials) >= options.broken:
                 break
-            if 0 < share_without((*fast, *kept)) < options.least_share:
+            if not time_left(mending=True):
+                break
+            if 0 < share_without((*fast, *kept)) < least_share:
                 tried(replace(best.choice, keep_float=(*fast, *kept)))
+    mended = max(trials, key=lambda trial: trial.agreement)
+    if best.agreement < options.broken <= mended.agreement < options.goal:
+        for choice in ranges:
+            again = replace(
+                choice,
+                keep_float=mended.choice.keep_float,
+                bias_correction=mended.choice.bias_correction,
+            )
+            if again != mended.choice and time_left():
+                tried(again)
     near, met = _near(trials, options)
     taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
     if race is not None and len(near) > 1:

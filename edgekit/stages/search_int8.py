@@ -24,6 +24,7 @@ from edgekit.runtimes.onnxruntime import open_bytes
 from edgekit.stages import calibrate, pace, search
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
+from edgekit.stages.noise import NoiseMeter, worth_float
 from edgekit.stages.parity import INT8_LIMITS, ParityMeter, broken_block
 from edgekit.stages.quantize import QuantizeOptions, channel_means, rules_of, scheme_of
 from edgekit.stages.search import Choice, Pace, SearchOptions, SearchResult, Trial
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 3
+VERSION = 4
 # the default first: when time is short, it alone is tried
 RANGES = (
     Choice(method="percentile"),
@@ -100,6 +101,8 @@ class Int8Search:
                 session, pictures, contract, self._blocks, head=head, names=names, task=task
             )
             self._float_outputs = [session.run(feed) for feed in self._feeds]
+        size = (contract.height, contract.width)
+        self._noise = NoiseMeter(self._blocks, self._float_outputs, size, head, task)
 
     @property
     def timed(self) -> bool:
@@ -206,23 +209,35 @@ class Int8Search:
     def _sensitivities(
         self, choice: Choice, notes: SearchNotes, progress: Progress
     ) -> Mapping[str, float]:
-        """SQNR in dB of the worst block with only one layer in INT8, by layer."""
-        layers = self._placement().compute
-        found: dict[str, float] = {}
+        """SQNR in dB of the worst block with only one layer in INT8, by layer, see `worth_float`."""
+        placement = self._placement()
+        layers = placement.compute
+        found: dict[str, list[float]] = {}
         for number, layer in enumerate(layers):
             progress(number, len(layers), "sensitivity of layers")
             key = [to_record(dataclasses.replace(choice, keep_float=())), layer]
             alone = functools.partial(self._alone, choice, layer, layers)
-            found[layer] = notes.recall("sensitivities", key, float, alone)
-        return found
+            found[layer] = notes.recall("sensitivities", key, _numbers, alone)
+        sqnr_db = {layer: values[0] for layer, values in found.items()}
+        energies = {layer: values[1:] for layer, values in found.items()}
+        total = sum(placement.macs.values()) or 1
+        work = {layer: placement.macs.get(layer, 0) / total for layer in layers}
+        order = worth_float(sqnr_db, energies, work)
+        return {layer: sqnr_db[layer] for layer in order}
 
-    def _alone(self, choice: Choice, layer: str, layers: Sequence[str]) -> float:
+    def _alone(self, choice: Choice, layer: str, layers: Sequence[str]) -> list[float]:
+        """SQNR of the worst block, then the noise of each meaning, with only `layer` in INT8."""
         data, _ = self._graph(choice, [other for other in layers if other != layer])
         meter = ParityMeter(self._blocks)
         with open_bytes(data, SessionOptions()) as session:
-            for feed, outputs in zip(self._feeds, self._float_outputs, strict=True):
-                meter.add(outputs, session.run(feed))
-        return meter.report().sqnr_db
+            found = [session.run(feed) for feed in self._feeds]
+        for outputs, expected in zip(found, self._float_outputs, strict=True):
+            meter.add(expected, outputs)
+        return [meter.report().sqnr_db, *self._noise.energies(found)]
+
+
+def _numbers(values: Any) -> list[float]:
+    return [float(value) for value in values]
 
 
 def _paces(records: Any) -> list[Pace]:

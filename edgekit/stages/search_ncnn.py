@@ -12,6 +12,7 @@ Everything is judged on calibration images with the float model's own answers as
 3. Float layers are bought where they are cheap: layers are ranked by noise for what they cost, MACs
    that leave INT8 and bytes. The first of them are left float: as many as can be, then fewer and
    fewer, until that is worse twice. So what counts most is known first when the time is short.
+   Where the model is broken even so, ever larger parts of the ranking stay float, whatever they cost.
 4. Of everything tried, the one with the fewest float layers that is within a small distance of the
    best is taken.
 
@@ -36,9 +37,9 @@ from edgekit.preprocess import Preprocess, apply
 from edgekit.runtimes import open_session
 from edgekit.stages.agreement import Agreement
 from edgekit.stages.blocks import find_blocks
-from edgekit.stages.noise_ncnn import SURE, head_name, loudest, meanings, sure
+from edgekit.stages.noise import SURE, NoiseMeter, head_name, loudest
 from edgekit.stages.quantize_ncnn import NcnnQuantizer
-from edgekit.stages.search import Choice, SearchOptions, SearchResult, Trial
+from edgekit.stages.search import MENDING_PARTS, Choice, SearchOptions, SearchResult, Trial
 from edgekit.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", list[Any], dict[str, Any])
 
-VERSION = 1
+VERSION = 2
 METHODS = ("mse", "percentile", "minmax", "entropy")
 """What is tried on the whole model, the default first."""
 PER_LAYER = ("mse", "percentile", "minmax")
@@ -60,6 +61,9 @@ PER_LAYER_CHOICE = "per-layer"
 JUDGED_IMAGES = 48
 ENOUGH = 0.985
 """Agreement that ends the search."""
+BROKEN = 0.85
+"""Agreement below which a model is no good; less sure boxes count here than in other searches, so that
+it is lower."""
 WITHIN = 0.003
 """How far from the best trial one with fewer float layers may be: between INT8 layers ncnn computes in
 float anyway where the activation is not ReLU, so a float layer costs little time."""
@@ -102,11 +106,12 @@ class NcnnSearch:
         self._feeds = [
             {name: apply(picture, contract)[0]} for picture in pictures[::every][:_NOISE_IMAGES]
         ]
+        size = (contract.height, contract.width)
         with open_session("onnxruntime", model.path) as session:
-            self._expected = [session.run(feed) for feed in self._feeds]
-            size = (contract.height, contract.width)
-            self._head = head_name(self._expected[0], size, head, task)
-            blocks = find_blocks(model.path, self._head, self._feeds[0])
+            expected = [session.run(feed) for feed in self._feeds]
+            blocks = find_blocks(
+                model.path, head_name(expected[0], size, head, task), self._feeds[0]
+            )
             self._judge = Agreement(
                 session,
                 pictures,
@@ -117,12 +122,7 @@ class NcnnSearch:
                 task=task,
                 confident=SURE,
             )
-        self._blocks = blocks
-        self._meanings = meanings(blocks, self._expected[0])
-        self._masks = [
-            {name: sure(array, self._head) for name, array in outputs.items()}
-            for outputs in self._expected
-        ]
+        self._noise = NoiseMeter(blocks, expected, size, head, task)
         self._float_bytes = _size(quantizer.float_model)
         smallest = _size(quantizer.quantized(METHODS[0], self._always))
         self._allowance = self._float_bytes * max(
@@ -175,6 +175,14 @@ class NcnnSearch:
                     break
                 trial = tried(_choice(method, tuple(chosen[:count])))
                 worse = 0 if trial.agreement >= self._bar(log, options) else worse + 1
+            patient = late + (options.patience - 1) * options.seconds
+            loudest_first = sorted(noises, key=lambda name: -noises[name])
+            for part in MENDING_PARTS:
+                kept = loudest_first[: math.ceil(part * len(loudest_first))]
+                if log.best.agreement >= options.broken or clock() >= patient:
+                    break
+                if self._quantizer.known.share_without(self._always.union(kept)) > 0:
+                    tried(_choice(method, tuple(kept)))
         near = [t for t in log.trials if t.agreement >= self._bar(log, options)]
         taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
         return SearchResult(
@@ -273,22 +281,10 @@ class NcnnSearch:
         return self._energies(self._quantizer.quantized(method, self._always, only=name))
 
     def _energies(self, model: NcnnModel) -> list[float]:
-        """Summed squared error of the blocks of each meaning over the noise images."""
-        import numpy as np
-
-        energies = [0.0] * (1 + max(self._meanings))
         with tempfile.TemporaryDirectory(prefix="edgekit-search-") as folder:
             engine = self._quantizer.write(model, Path(folder))
             with open_session("ncnn", engine.files) as session:
-                found = [session.run(feed) for feed in self._feeds]
-        for expected, masks, outputs in zip(self._expected, self._masks, found, strict=True):
-            errors = {
-                name: (outputs[name].astype(np.float64) - array) * masks[name]
-                for name, array in expected.items()
-            }
-            for meaning, block in zip(self._meanings, self._blocks, strict=True):
-                energies[meaning] += float(np.square(block.take(errors[block.output])).sum())
-        return energies
+                return self._noise.energies([session.run(feed) for feed in self._feeds])
 
 
 def _choice(method: str, keep: tuple[str, ...] = ()) -> Choice:

@@ -199,11 +199,11 @@ def cell_centres(size: int, stride: int) -> Tensor:
     return torch.stack([x, y])[None]
 
 
-def anchor_points(size: int) -> tuple[Tensor, Tensor]:
+def anchor_points(size: int, strides: Sequence[int] = STRIDES) -> tuple[Tensor, Tensor]:
     """Cell centres [A, 2] as (x, y) and the stride of each cell [A], both in pixels."""
-    points = [cell_centres(size, stride).flatten(2)[0].T * stride for stride in STRIDES]
-    strides = [torch.full((len(p),), float(s)) for p, s in zip(points, STRIDES, strict=True)]
-    return torch.cat(points), torch.cat(strides)
+    points = [cell_centres(size, stride).flatten(2)[0].T * stride for stride in strides]
+    sizes = [torch.full((len(p),), float(s)) for p, s in zip(points, strides, strict=True)]
+    return torch.cat(points), torch.cat(sizes)
 
 
 def parse_widths(widths: str | Sequence[int] | None) -> tuple[int, ...]:

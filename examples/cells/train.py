@@ -9,7 +9,7 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import weights
 from loss import detection_loss
-from model import Detector, anchor_points, detector
+from model import STRIDES, Detector, anchor_points, detector
 from numpy.typing import NDArray
 from scenes import TRAIN_SEED
 from score import Scenes, evaluate, render, to_input, validation
@@ -115,10 +115,12 @@ def fit(
     data: Scenes,
     settings: Settings,
     checkpoint: Callable[[Detector, int], None] | None = None,
+    strides: Sequence[int] = STRIDES,
 ) -> Detector:
     """Train in place and return the averaged model, in eval mode.
 
-    Every `settings.evaluate_every` steps `checkpoint` is given the averaged model and the step.
+    `strides` are those of the maps that the model gives in train mode, finest first. Every
+    `settings.evaluate_every` steps `checkpoint` is given the averaged model and the step.
     """
     rng = np.random.Generator(np.random.PCG64([settings.seed, len(data.images)]))
     model.train()
@@ -128,7 +130,7 @@ def fit(
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     average = Average(model, settings.ema)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.decay), lr=settings.rate)
-    cells, strides = anchor_points(data.images.shape[1])
+    cells, strides = anchor_points(data.images.shape[1], strides)
     order = np.empty(0, np.int64)
     started = time.perf_counter()
     sums = {"box": 0.0, "score": 0.0}

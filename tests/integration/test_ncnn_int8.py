@@ -27,7 +27,7 @@ from edgekit.stages import (
     collect_ncnn,
     convert_ncnn,
     ncnn_layers,
-    noise_ncnn,
+    noise,
     quantize_ncnn,
     search_ncnn,
 )
@@ -384,9 +384,9 @@ def test_the_search_leaves_float_what_is_worth_it(net: Net, tmp_path: Path) -> N
 
 
 def test_the_loudest_layers_make_nearly_all_of_the_noise() -> None:
-    assert noise_ncnn.loudest({"a": 0.02, "b": 0.6, "c": 0.31, "d": 0.07}) == ["b", "c"]
-    assert noise_ncnn.loudest({"a": 0.5, "b": 0.5}) == ["a", "b"]
-    assert noise_ncnn.loudest({"a": 0.0}) == []
+    assert noise.loudest({"a": 0.02, "b": 0.6, "c": 0.31, "d": 0.07}) == ["b", "c"]
+    assert noise.loudest({"a": 0.5, "b": 0.5}) == ["a", "b"]
+    assert noise.loudest({"a": 0.0}) == []
 
 
 def test_without_time_the_default_alone_is_tried(net: Net) -> None:
@@ -411,17 +411,17 @@ def test_each_layer_may_have_a_method_of_its_own(net: Net, tmp_path: Path) -> No
 def test_only_sure_predictions_count_for_the_noise() -> None:
     output = np.zeros((1, 7, 9), np.float32)
     output[0, 4:, 2] = (0.01, 0.9, 0.0)
-    mask = noise_ncnn.sure(output, "yolov8")
+    mask = noise.sure(output, "yolov8")
     assert isinstance(mask, np.ndarray)
     assert np.broadcast_to(mask, output.shape)[0, 0].tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0]
     rows = np.zeros((1, 4, 8), np.float32)
     rows[0, 1, 4:7] = (0.5, 0.9, 0.0)
     rows[0, 3, 4:7] = (0.01, 0.9, 0.0)
-    mask = noise_ncnn.sure(rows, "yolov5")
+    mask = noise.sure(rows, "yolov5")
     assert isinstance(mask, np.ndarray)
     assert np.broadcast_to(mask, rows.shape)[0, :, 0].tolist() == [0, 1, 0, 0]
-    assert noise_ncnn.sure(np.zeros((1, 7, 9)), "yolov8") == 1.0
-    assert noise_ncnn.sure(output, None) == 1.0
+    assert noise.sure(np.zeros((1, 7, 9)), "yolov8") == 1.0
+    assert noise.sure(output, None) == 1.0
 
 
 def test_a_model_whose_layers_ncnn_cannot_quantize(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def _latency(p50: float) -> LatencyReport:
     )
 
 
-def _decide(low: float, high: float, drop: float | None = 0.2) -> Verdict:
+def _decide(
+    low: float, high: float, drop: float | None = 0.2, agreement: float | None = None
+) -> Verdict:
     model = OnnxModel(path=Path("m"), sha256="", inputs=(), outputs=(), opset=17)
     measured = Measured(
         float_latency=_latency(10.0),
@@ -39,7 +41,7 @@ def _decide(low: float, high: float, drop: float | None = 0.2) -> Verdict:
     if drop is not None:
         before = AccuracyReport(task="detect", images=9, map50_95=0.5)
         after = AccuracyReport(task="detect", images=9, map50_95=0.5 - drop / 100)
-    record = QuantizedRecord(model=model, int8_mac_share=0.9, compute=("a",))
+    record = QuantizedRecord(model=model, int8_mac_share=0.9, compute=("a",), agreement=agreement)
     return decide(load_target("x86-int8"), record, measured, before, after)
 
 
@@ -67,6 +69,12 @@ def test_slower_int8_is_not_carried_and_the_layers_are_named() -> None:
 def test_a_large_loss_is_said_even_without_a_budget() -> None:
     assert "large loss" in _decide(1.2, 1.4, drop=5.0).text
     assert "not measured" in _decide(1.2, 1.4, drop=None).text
+
+
+def test_a_model_far_from_float_is_said_where_there_are_no_labels() -> None:
+    assert "agrees to only 60%" in _decide(1.2, 1.4, drop=None, agreement=0.6).text
+    assert "agrees" not in _decide(1.2, 1.4, drop=None, agreement=0.97).text
+    assert "agrees" not in _decide(1.2, 1.4, agreement=0.6).text
 
 
 @pytest.mark.parametrize(
