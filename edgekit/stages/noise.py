@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # share of the noise whose layers are measured by every method
 _LOUD = 0.9
-# share of the MACs that a float layer costs at least, so that the tiniest are not left float for nothing
-_LEAST_WORK = 0.01
+# share that a float layer costs at least, so that the tiniest are not left float for nothing
+_LEAST_COST = 0.01
 # confidence above which a prediction of the float model counts
 SURE = 0.05
 
@@ -69,14 +69,14 @@ class NoiseMeter:
 def worth_float(
     sqnr_db: Mapping[str, float],
     energies: Mapping[str, Sequence[float]],
-    work: Mapping[str, float],
+    cost: Mapping[str, float],
 ) -> list[str]:
     """Layers in the order in which they are to be left float: by the harm that each does alone, for what
     leaving it float costs.
 
     Two things can break a model: a block of the outputs that is lost (`sqnr_db` of the worst one), and
     noise where it sees something (`energies` by meaning). Both are shares of what all layers do, and
-    added up. `work` is the share of the MACs that leaves INT8 with the layer.
+    added up. `cost` is the share of the MACs or of the bytes that leaves INT8 with the layer.
     """
     # a block is not more lost than lost
     lost = {name: min(10 ** (-value / 10), 1.0) for name, value in sqnr_db.items()}
@@ -87,7 +87,7 @@ def worth_float(
         parts = [part / noise for part, noise in zip(energies[name], noises, strict=True)]
         return lost[name] / losses + sum(parts) / max(1, len(parts))
 
-    return sorted(sqnr_db, key=lambda name: -harm(name) / (work.get(name, 0.0) + _LEAST_WORK))
+    return sorted(sqnr_db, key=lambda name: -harm(name) / (cost.get(name, 0.0) + _LEAST_COST))
 
 
 def loudest(noises: Mapping[str, float]) -> list[str]:

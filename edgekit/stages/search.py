@@ -125,6 +125,7 @@ def run(
     share_without: Callable[[Iterable[str]], float],
     options: SearchOptions,
     *,
+    fits: Callable[[Iterable[str]], bool] = lambda names: True,
     corrects: bool = False,
     race: Racer | None = None,
     stretches: Sequence[tuple[str, ...]] = (),
@@ -137,7 +138,8 @@ def run(
 
     `attempt` quantizes and scores one choice; `sensitivities` gives the SQNR in dB of the outputs
     with only one layer in INT8, by layer, those to be left float first; `share_without` the share
-    of MACs in INT8 when some layers stay float. At least the first choice is always tried.
+    of MACs in INT8 when some layers stay float; `fits` says whether their weights are small enough
+    for it. At least the first choice is always tried.
     `corrects`: biases can be corrected.
     `race` times candidates, None where this machine cannot; `stretches` are the groups of layers
     that it is tried on.
@@ -185,7 +187,8 @@ def run(
             # what is float for speed does not use up what may be float for accuracy
             least_share = share - (1 - least_share)
         affordable = _affordable(
-            worst_first, lambda names: share_without((*fast, *names)), least_share
+            worst_first,
+            lambda names: fits(names) and share_without((*fast, *names)) >= least_share,
         )
         # what is broken is rarely mended by one layer more: every other step
         step = 2 if best.agreement < options.broken else 1
@@ -296,12 +299,10 @@ def _counts(layers: int) -> tuple[int, ...]:
     return (*(count for count in _COUNTS if count < most), *((most,) if most else ()))
 
 
-def _affordable(
-    ranking: Sequence[str], share_without: Callable[[Iterable[str]], float], least_share: float
-) -> list[str]:
+def _affordable(ranking: Sequence[str], can_be: Callable[[Sequence[str]], bool]) -> list[str]:
     """The layers of `ranking` that can be float together, in order; one too large is passed over."""
     chosen: list[str] = []
     for name in ranking[: 2 * _COUNTS[-1]]:
-        if share_without((*chosen, name)) >= least_share:
+        if can_be((*chosen, name)):
             chosen.append(name)
     return chosen

@@ -29,6 +29,7 @@ from edgekit.stages.parity import INT8_LIMITS, ParityMeter, broken_block
 from edgekit.stages.quantize import QuantizeOptions, channel_means, rules_of, scheme_of
 from edgekit.stages.search import Choice, Pace, SearchOptions, SearchResult, Trial
 from edgekit.stages.search_notes import SearchNotes
+from edgekit.stages.weight_room import WeightRoom, initializer_bytes
 from edgekit.target import TargetProfile
 from edgekit.types import Calibration, OnnxModel, Progress, Range, no_progress
 
@@ -120,6 +121,7 @@ class Int8Search:
         notes = SearchNotes(partial)
         choices = [choice for choice in RANGES if self._through or not choice.behind]
         layers = self._placement().compute
+        room = self._weight_room(choices[0], layers)
 
         def race(candidates: Sequence[Choice | None]) -> Sequence[Pace]:
             key = to_record(tuple(candidates))
@@ -128,9 +130,10 @@ class Int8Search:
         return search.run(
             choices,
             self._attempt,
-            lambda choice: self._sensitivities(choice, notes, progress),
+            lambda choice: self._sensitivities(choice, notes, room, progress),
             self._share_without,
             options,
+            fits=room.fits if room else lambda names: True,
             corrects=bool(self._means),
             race=race if self.timed else None,
             stretches=stretches(self._float_graph(), layers) if self.timed else (),
@@ -206,8 +209,17 @@ class Int8Search:
     def _share_without(self, keep: Iterable[str]) -> float:
         return self._placement(keep).int8_mac_share
 
+    def _weight_room(self, choice: Choice, layers: Sequence[str]) -> WeightRoom | None:
+        """The room for float weights; None where the file holds all weights in float anyway."""
+        import onnx
+
+        if self._scheme.explicit_weights:
+            return None
+        whole = onnx.load_model_from_string(self._graph(choice, ())[0])
+        return WeightRoom(self._proto, layers, initializer_bytes(whole))
+
     def _sensitivities(
-        self, choice: Choice, notes: SearchNotes, progress: Progress
+        self, choice: Choice, notes: SearchNotes, room: WeightRoom | None, progress: Progress
     ) -> Mapping[str, float]:
         """SQNR in dB of the worst block with only one layer in INT8, by layer, see `worth_float`."""
         placement = self._placement()
@@ -221,8 +233,12 @@ class Int8Search:
         sqnr_db = {layer: values[0] for layer, values in found.items()}
         energies = {layer: values[1:] for layer, values in found.items()}
         total = sum(placement.macs.values()) or 1
-        work = {layer: placement.macs.get(layer, 0) / total for layer in layers}
-        order = worth_float(sqnr_db, energies, work)
+        weights = room.shares() if room else {}
+        cost = {
+            layer: max(placement.macs.get(layer, 0) / total, weights.get(layer, 0.0))
+            for layer in layers
+        }
+        order = worth_float(sqnr_db, energies, cost)
         return {layer: sqnr_db[layer] for layer in order}
 
     def _alone(self, choice: Choice, layer: str, layers: Sequence[str]) -> list[float]:
