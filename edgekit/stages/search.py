@@ -139,85 +139,34 @@ def run(
     `attempt` quantizes and scores one choice; `sensitivities` gives the SQNR in dB of the outputs
     with only one layer in INT8, by layer, those to be left float first; `share_without` the share
     of MACs in INT8 when some layers stay float; `fits` says whether their weights are small enough
-    for it. At least the first choice is always tried.
-    `corrects`: biases can be corrected.
-    `race` times candidates, None where this machine cannot; `stretches` are the groups of layers
-    that it is tried on.
+    for it. At least the first choice is always tried. `corrects`: biases can be corrected. `race`
+    times candidates, None where this machine cannot; `stretches` are the groups of layers that it is
+    tried on.
     """
-    started = clock()
-    done = {trial.choice: trial for trial in known}
-    trials: list[Trial] = []
-    late = False
-
-    def tried(choice: Choice) -> Trial:
-        if choice not in done:
-            done[choice] = attempt(choice)
-        trials.append(done[choice])
-        remember(tuple(done.values()))
-        progress(len(trials), 0, "search")
-        return done[choice]
-
-    def time_left(mending: bool = False) -> bool:
-        nonlocal late
-        broken = mending and max(trial.agreement for trial in trials) < options.broken
-        over = clock() - started > options.seconds * (options.patience if broken else 1)
-        late = late or over
-        return not over
-
+    log = _Log(attempt, options, known, remember, clock, progress)
     for choice in ranges:
-        if not trials or time_left():
-            tried(choice)
+        if not log.trials or log.time_left():
+            log.tried(choice)
     if corrects:
-        for choice in _worth_correcting(trials):
-            if time_left():
-                tried(replace(choice, bias_correction=True))
-    best = max(trials, key=lambda trial: trial.agreement)
+        for choice in _worth_correcting(log.trials):
+            if log.time_left():
+                log.tried(replace(choice, bias_correction=True))
+    best = log.best
     fast: tuple[str, ...] = ()
-    if race is not None and stretches and time_left():
+    if race is not None and stretches and log.time_left():
         progress(0, 0, "timing stretches of layers")
         fast = faster_float(best.choice, stretches, race, share_without, options.least_share)
         if fast:
-            best = tried(replace(best.choice, keep_float=fast))
+            best = log.tried(replace(best.choice, keep_float=fast))
     ranking: Mapping[str, float] = {}
-    if best.agreement < options.goal and time_left(mending=True):
+    if best.agreement < options.goal and log.time_left(mending=True):
         ranking = sensitivities(best.choice)
         worst_first = [name for name in ranking if name not in fast]
-        least_share, share = options.least_share, share_without(fast)
-        if share < least_share:
-            # what is float for speed does not use up what may be float for accuracy
-            least_share = share - (1 - least_share)
-        affordable = _affordable(
-            worst_first,
-            lambda names: fits(names) and share_without((*fast, *names)) >= least_share,
-        )
-        # what is broken is rarely mended by one layer more: every other step
-        step = 2 if best.agreement < options.broken else 1
-        for count in _counts(len(affordable))[::-step][::-1]:
-            if not time_left(mending=True):
-                break
-            trial = tried(replace(best.choice, keep_float=(*fast, *affordable[:count])))
-            if trial.agreement >= options.goal:
-                break
-        for part in MENDING_PARTS:
-            kept = worst_first[: math.ceil(part * len(worst_first))]
-            if max(trial.agreement for trial in trials) >= options.broken:
-                break
-            if not time_left(mending=True):
-                break
-            if 0 < share_without((*fast, *kept)) < least_share:
-                tried(replace(best.choice, keep_float=(*fast, *kept)))
-    mended = max(trials, key=lambda trial: trial.agreement)
-    if best.agreement < options.broken <= mended.agreement < options.goal:
-        for choice in ranges:
-            again = replace(
-                choice,
-                keep_float=mended.choice.keep_float,
-                bias_correction=mended.choice.bias_correction,
-            )
-            if again != mended.choice and time_left():
-                tried(again)
-    near, met = _near(trials, options)
+        _leave_float(log, best, worst_first, share_without, fits, options)
+        _choose_again(log, best, ranges, options)
+    near, met = _near(log.trials, options)
     taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
+    trials = log.trials
     if race is not None and len(near) > 1:
         progress(0, 0, "timing the best trials")
         taken, timed = _fastest(near, race)
@@ -228,8 +177,102 @@ def run(
         sensitivity_db=dict(ranking),
         faster_float=fast,
         met=met,
-        out_of_time=late,
+        out_of_time=log.late,
     )
+
+
+class _Log:
+    """What was tried, in order, and how much time is left."""
+
+    def __init__(
+        self,
+        attempt: Callable[[Choice], Trial],
+        options: SearchOptions,
+        known: Sequence[Trial],
+        remember: Callable[[Sequence[Trial]], None],
+        clock: Callable[[], float],
+        progress: Progress,
+    ) -> None:
+        self.trials: list[Trial] = []
+        self.late = False
+        self._attempt = attempt
+        self._options = options
+        self._done = {trial.choice: trial for trial in known}
+        self._remember = remember
+        self._clock = clock
+        self._started = clock()
+        self._progress = progress
+
+    @property
+    def best(self) -> Trial:
+        return max(self.trials, key=lambda trial: trial.agreement)
+
+    def tried(self, choice: Choice) -> Trial:
+        """The trial of `choice`, made now or known from an interrupted run."""
+        if choice not in self._done:
+            self._done[choice] = self._attempt(choice)
+        self.trials.append(self._done[choice])
+        self._remember(tuple(self._done.values()))
+        self._progress(len(self.trials), 0, "search")
+        return self._done[choice]
+
+    def time_left(self, mending: bool = False) -> bool:
+        """Whether a new trial may start; one that mends a broken model may start later than others."""
+        patient = mending and self.best.agreement < self._options.broken
+        limit = self._options.seconds * (self._options.patience if patient else 1)
+        over = self._clock() - self._started > limit
+        self.late = self.late or over
+        return not over
+
+
+def _leave_float(
+    log: _Log,
+    base: Trial,
+    worst_first: Sequence[str],
+    share_without: Callable[[Iterable[str]], float],
+    fits: Callable[[Iterable[str]], bool],
+    options: SearchOptions,
+) -> None:
+    """Try `base` with more and more of `worst_first` float: as many as can be afforded, and where the
+    model is broken even so, any number."""
+    fast = base.choice.keep_float
+    least_share, share = options.least_share, share_without(fast)
+    if share < least_share:
+        # what is float for speed does not use up what may be float for accuracy
+        least_share = share - (1 - least_share)
+    affordable = _affordable(
+        worst_first,
+        lambda names: fits(names) and share_without((*fast, *names)) >= least_share,
+    )
+    # what is broken is rarely mended by one layer more: every other step
+    step = 2 if base.agreement < options.broken else 1
+    for count in _counts(len(affordable))[::-step][::-1]:
+        if not log.time_left(mending=True):
+            return
+        trial = log.tried(replace(base.choice, keep_float=(*fast, *affordable[:count])))
+        if trial.agreement >= options.goal:
+            return
+    for part in MENDING_PARTS:
+        kept = worst_first[: math.ceil(part * len(worst_first))]
+        if log.best.agreement >= options.broken or not log.time_left(mending=True):
+            return
+        if 0 < share_without((*fast, *kept)) < least_share:
+            log.tried(replace(base.choice, keep_float=(*fast, *kept)))
+
+
+def _choose_again(log: _Log, base: Trial, ranges: Sequence[Choice], options: SearchOptions) -> None:
+    """Where a broken `base` was mended: try the other ranges with the layers that did it."""
+    mended = log.best
+    if not base.agreement < options.broken <= mended.agreement < options.goal:
+        return
+    for choice in ranges:
+        again = replace(
+            choice,
+            keep_float=mended.choice.keep_float,
+            bias_correction=mended.choice.bias_correction,
+        )
+        if again != mended.choice and log.time_left():
+            log.tried(again)
 
 
 def faster_float(
