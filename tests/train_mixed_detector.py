@@ -21,7 +21,7 @@ WEIGHTS = ROOT / "tests" / "weights" / "mixed_detector.pt"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="checkpoint file")
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     parser.add_argument("--scenes", type=int, default=3000, help="training scenes")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     options = parser.parse_args()
