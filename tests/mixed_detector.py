@@ -76,8 +76,6 @@ class Detector(nn.Module):
     and bottom in strides, and the log-odds [N, classes, cells] of objectness times class.
     """
 
-    strides = STRIDES
-
     def __init__(self, classes: int = 3, width: int = 16) -> None:
         super().__init__()
         w = (width, 2 * width, 4 * width, 8 * width)

@@ -30,13 +30,17 @@ FEED = [
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes as examples/cells draws them: calib/ and, of another seed, the labelled val/."""
+    """Scenes as examples/cells draws them: calibration/ and, of another seed, the labelled validation/."""
     folder = tmp_path_factory.mktemp("scenes")
     script = str(ROOT / "examples" / "cells" / "make_data.py")
     for part, more in (("calibration", ["--no-labels"]), ("validation", ["--count", "100"])):
         command = [sys.executable, script, "--split", part, *more, "--out", str(folder / part)]
         subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+def _cache(scenes: Path, target: str) -> Path:
+    return scenes / f"cache-{target}"
 
 
 def _export(scenes: Path, target: str) -> Path:
@@ -46,7 +50,8 @@ def _export(scenes: Path, target: str) -> Path:
         "--imgsz", str(SIZE), "--target", target, "--images", str(scenes / "calibration"),
         "--data", str(scenes / "validation" / "data.yaml"), *FEED, "--out", str(out), "--json",
     ]  # fmt: skip
-    with cache_in(scenes / "cache"):
+    # one for each target, so that what is looked up in it is that target's
+    with cache_in(_cache(scenes, target)):
         assert cli.run(arguments) == 0
     return out
 
@@ -69,7 +74,7 @@ def _quantization(bundle: Path) -> dict[str, Any]:
 
 
 def _prepared(scenes: Path) -> Path:
-    return next((scenes / "cache").rglob("prepare-*/model.onnx"))
+    return next(_cache(scenes, "x86-int8").rglob("prepare-*/model.onnx"))
 
 
 def _inputs(scenes: Path, part: str, count: int) -> list[np.ndarray]:
@@ -84,7 +89,7 @@ def _all_operators(scenes: Path) -> float:
     plain = _prepared(scenes)
     feeds = iter(_inputs(scenes, "calibration", 64))
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             feed = next(feeds, None)
             return None if feed is None else {onnx_file.main_input(model).name: feed}
@@ -120,7 +125,7 @@ def test_the_default_export_keeps_what_quantizing_everything_loses(
 
 def test_no_block_of_the_heads_is_lost(scenes: Path, bundle: Path) -> None:
     plain = _prepared(scenes)
-    int8 = next((scenes / "cache").rglob("quantize-*/model.onnx"))
+    int8 = next(_cache(scenes, "x86-int8").rglob("quantize-*/model.onnx"))
     name = onnx_file.main_input(onnx_file.describe(plain)).name
     feeds = [{name: tensor} for tensor in _inputs(scenes, "validation", 16)]
     meter = ParityMeter(find_blocks(plain, "yolox", feeds[0]))

@@ -79,12 +79,12 @@ def test_a_broken_model_is_given_more_time_than_a_sound_one() -> None:
         model = FakeModel(dict.fromkeys(BASE, base), {"a": 0.05, "d": 0.05})
         # within the limit for the ranges, past it (not past three times it) from then on
         clock = iter([0.0, 0.5, 0.5, *[2.0] * 50])
-        result = _run(model, SearchOptions(seconds=1.0), clock=lambda: next(clock))  # noqa: B023
+        result = _run(model, SearchOptions(seconds=1.0), clock=clock.__next__)
         assert bool(result.best.choice.keep_float) is mended
         assert any(choice.keep_float for choice in model.asked) is mended
     late = iter([0.0, 0.5, 0.5, *[4.0] * 50])
     model = FakeModel(dict.fromkeys(BASE, 0.5), {"a": 0.05})
-    assert _run(model, SearchOptions(seconds=1.0), clock=lambda: next(late)).out_of_time
+    assert _run(model, SearchOptions(seconds=1.0), clock=late.__next__).out_of_time
     assert not any(choice.keep_float for choice in model.asked)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from edgekit.stages.weight_room import WeightRoom, initializer_bytes
 from tests.graphs import GraphMaker
 
 
-def _model():  # type: ignore[no-untyped-def]
+def _model() -> onnx.ModelProto:
     maker = GraphMaker(0)
     for name, taken_from, taken, made in (("a", "x", 4, 8), ("b", "ya", 8, 8), ("c", "yb", 8, 4)):
         weight = maker.rng.normal(size=(made, taken, 1, 1)).astype(np.float32)
