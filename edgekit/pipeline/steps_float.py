@@ -42,7 +42,7 @@ VERSIONS = {
     "convert": 1,
     "convert_tensorrt": 1,
     "calibrate": 4,
-    "quantize": 15,
+    "quantize": 16,
     "quantize_ncnn": 3,
     "build": 1,
     "evaluate": 2,

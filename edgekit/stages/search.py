@@ -10,7 +10,9 @@ models:
 3. when agreement is not near enough, layers are ranked by the damage each does alone, and the worst
    ones are left float, a growing number of them, as long as enough of the work stays INT8; where the
    model is still broken then, more of them, whatever is left in INT8, and the ranges are chosen again:
-   between broken models, the first choice was a blind one;
+   between broken models, the first choice was a blind one. A model that is broken from the start is
+   mended before step 2: the speed of a model that is no good says nothing, and layers left float for it
+   hide what breaks the rest;
 4. of everything tried that is near enough, the fastest is taken; without a timer, the one with the
    fewest float layers.
 
@@ -151,19 +153,29 @@ def run(
         for choice in _worth_correcting(log.trials):
             if log.time_left():
                 log.tried(replace(choice, bias_correction=True))
+
+    def mended(base: Trial, patient: bool) -> Mapping[str, float]:
+        """Try `base` with harmful layers float where it is not near enough; gives their ranking."""
+        if base.agreement >= options.goal or not log.time_left(patient):
+            return {}
+        ranking = sensitivities(base.choice)
+        _leave_float(log, base, list(ranking), share_without, fits, options)
+        _choose_again(log, base, ranges, options)
+        return ranking
+
+    best = log.best
+    broken = best.agreement < options.broken
+    ranking = mended(best, patient=True) if broken else {}
     best = log.best
     fast: tuple[str, ...] = ()
-    if race is not None and stretches and log.time_left():
+    if race is not None and stretches and log.time_left(patient=broken):
         progress(0, 0, "timing stretches of layers")
         fast = faster_float(best.choice, stretches, race, share_without, options.least_share)
         if fast:
-            best = log.tried(replace(best.choice, keep_float=fast))
-    ranking: Mapping[str, float] = {}
-    if best.agreement < options.goal and log.time_left(mending=True):
-        ranking = sensitivities(best.choice)
-        worst_first = [name for name in ranking if name not in fast]
-        _leave_float(log, best, worst_first, share_without, fits, options)
-        _choose_again(log, best, ranges, options)
+            kept = (*best.choice.keep_float, *fast)
+            best = log.tried(replace(best.choice, keep_float=kept))
+    if not broken:
+        ranking = mended(best, patient=False)
     near, met = _near(log.trials, options)
     taken = min(near, key=lambda trial: (len(trial.choice.keep_float), -trial.agreement))
     trials = log.trials
@@ -216,9 +228,8 @@ class _Log:
         self._progress(len(self.trials), 0, "search")
         return self._done[choice]
 
-    def time_left(self, mending: bool = False) -> bool:
-        """Whether a new trial may start; one that mends a broken model may start later than others."""
-        patient = mending and self.best.agreement < self._options.broken
+    def time_left(self, patient: bool = False) -> bool:
+        """Whether a new trial may start; `patient`: it may start later than others."""
         limit = self._options.seconds * (self._options.patience if patient else 1)
         over = self._clock() - self._started > limit
         self.late = self.late or over
@@ -236,25 +247,28 @@ def _leave_float(
     """Try `base` with more and more of `worst_first` float: as many as can be afforded, and where the
     model is broken even so, any number."""
     fast = base.choice.keep_float
-    least_share, share = options.least_share, share_without(fast)
-    if share < least_share:
-        # what is float for speed does not use up what may be float for accuracy
-        least_share = share - (1 - least_share)
+    worst_first = [name for name in worst_first if name not in fast]
+    # what is float for speed does not use up what may be float for accuracy
+    least_share = _share_from(fast, share_without, options.least_share)
     affordable = _affordable(
         worst_first,
         lambda names: fits(names) and share_without((*fast, *names)) >= least_share,
     )
+
+    def broken() -> bool:
+        return log.best.agreement < options.broken
+
     # what is broken is rarely mended by one layer more: every other step
     step = 2 if base.agreement < options.broken else 1
     for count in _counts(len(affordable))[::-step][::-1]:
-        if not log.time_left(mending=True):
+        if not log.time_left(patient=broken()):
             return
         trial = log.tried(replace(base.choice, keep_float=(*fast, *affordable[:count])))
         if trial.agreement >= options.goal:
             return
     for part in MENDING_PARTS:
         kept = worst_first[: math.ceil(part * len(worst_first))]
-        if log.best.agreement >= options.broken or not log.time_left(mending=True):
+        if not broken() or not log.time_left(patient=True):
             return
         if 0 < share_without((*fast, *kept)) < least_share:
             log.tried(replace(base.choice, keep_float=(*fast, *kept)))
@@ -282,23 +296,41 @@ def faster_float(
     share_without: Callable[[Iterable[str]], float],
     least_share: float,
 ) -> tuple[str, ...]:
-    """The layers that make the model faster when left float: stretches, alone and then together."""
-    alone = race([base, None, *(replace(base, keep_float=names) for names in stretches)])
-    if alone[1].ratio >= 1.0:
-        # INT8 does not pay as it is: any share of it that does is welcome
-        least_share = 0.0
+    """The layers that make the model of `base` faster when they are float, too: stretches, alone and then
+    together."""
+
+    def with_float(names: tuple[str, ...]) -> Choice:
+        return replace(base, keep_float=(*base.keep_float, *names))
+
+    left = [tuple(name for name in names if name not in base.keep_float) for names in stretches]
+    stretches = [names for names in left if names]
+    if not stretches:
+        return ()
+    alone = race([base, None, *map(with_float, stretches)])
+    # where INT8 does not pay as it is, any share of it that does is welcome; what is float for accuracy
+    # does not use up what may be float for speed
+    pays = alone[1].ratio < 1.0
+    least_share = _share_from(base.keep_float, share_without, least_share) if pays else 0.0
     order = sorted(range(len(stretches)), key=lambda index: -alone[2 + index].ratio)
     sets: list[tuple[str, ...]] = []
     for index in order:
         names = (*(sets[-1] if sets else ()), *stretches[index])
-        share = share_without(names)
+        share = share_without((*base.keep_float, *names))
         if alone[2 + index].low > 1.0 and share > 0 and share >= least_share:
             sets.append(names)
     if not sets:
         return ()
-    together = race([base, *(replace(base, keep_float=names) for names in sets)])[1:]
+    together = race([base, *map(with_float, sets)])[1:]
     winner = max(range(len(sets)), key=lambda index: together[index].ratio)
     return sets[winner] if together[winner].low > 1.0 else ()
+
+
+def _share_from(
+    kept: Iterable[str], share_without: Callable[[Iterable[str]], float], least_share: float
+) -> float:
+    """`least_share` where `kept` is within it; otherwise as much below the share that `kept` leaves."""
+    share = share_without(kept)
+    return least_share if share >= least_share else share - (1 - least_share)
 
 
 def _near(trials: Sequence[Trial], options: SearchOptions) -> tuple[list[Trial], bool]:

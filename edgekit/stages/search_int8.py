@@ -144,15 +144,6 @@ class Int8Search:
             progress=progress,
         )
 
-    def faster_float(self, choice: Choice, options: SearchOptions) -> tuple[str, ...]:
-        """The layers that make the model of `choice` faster when they are left float."""
-        groups = stretches(self._float_graph(), self._placement().compute)
-        if not groups or not self.timed:
-            return ()
-        return search.faster_float(
-            choice, groups, self._race, self._share_without, options.least_share
-        )
-
     def calibration_of(self, choice: Choice) -> Calibration:
         """The calibration with the ranges of `choice`."""
         return calibration_of(self._model, self._calibration, choice, self._symmetric)
@@ -231,20 +222,29 @@ class Int8Search:
             alone = functools.partial(self._alone, choice, layer, layers)
             found[layer] = notes.recall("sensitivities", key, _numbers, alone)
         sqnr_db = {layer: values[0] for layer, values in found.items()}
-        if room is None:
-            # where only operands are rounded, the lost block says enough: YOLO11n keeps 39.7 of mAP50-95 by
-            # it and its pruned kin 69.0, by harm for cost 39.4 and 68.7
-            order = sorted(sqnr_db, key=lambda layer: sqnr_db[layer])
-        else:
-            energies = {layer: values[1:] for layer, values in found.items()}
-            total = sum(placement.macs.values()) or 1
-            weights = room.shares()
-            cost = {
-                layer: max(placement.macs.get(layer, 0) / total, weights.get(layer, 0.0))
-                for layer in layers
-            }
-            order = worth_float(sqnr_db, energies, cost)
+        energies = {layer: values[1:] for layer, values in found.items()}
+        order = self._order(sqnr_db, energies, placement, room)
         return {layer: sqnr_db[layer] for layer in order}
+
+    def _order(
+        self,
+        sqnr_db: Mapping[str, float],
+        energies: Mapping[str, Sequence[float]],
+        placement: Placement,
+        room: WeightRoom | None,
+    ) -> list[str]:
+        """The layers of `sqnr_db`, those to be left float first."""
+        if room is None:
+            # where all weights are in the file in float, only the lost block counts: YOLO11n keeps 39.7 of
+            # mAP50-95 by it and its pruned kin 69.0, by harm for cost 39.4 and 68.7
+            return sorted(sqnr_db, key=lambda layer: sqnr_db[layer])
+        total = sum(placement.macs.values()) or 1
+        weights = room.shares()
+        cost = {
+            layer: max(placement.macs.get(layer, 0) / total, weights.get(layer, 0.0))
+            for layer in sqnr_db
+        }
+        return worth_float(sqnr_db, energies, cost)
 
     def _alone(self, choice: Choice, layer: str, layers: Sequence[str]) -> list[float]:
         """SQNR of the worst block, then the noise of each meaning, with only `layer` in INT8."""

@@ -116,11 +116,13 @@ def test_the_default_export_keeps_what_quantizing_everything_loses(
     assert plain > 60
     assert int8 > plain - 1.5
     assert everything < plain / 2
-    # it is one that INT8 breaks, and what mended it was not leaving all of it float
+    # it is one that INT8 breaks, and what mended it was not leaving all of it float; how much of the
+    # rest is float for speed is for the machine to say
     quantization = _quantization(bundle)
-    whole = [t["agreement"] for t in quantization["search"] if not t["choice"]["keep_float"]]
-    assert whole and max(whole) < 0.5
-    assert quantization["int8_mac_share"] > 0.1
+    trials = quantization["search"]
+    assert 0 < max(t["agreement"] for t in trials if not t["choice"]["keep_float"]) < 0.5
+    assert max(t["int8_mac_share"] for t in trials if t["agreement"] > 0.95) > 0.2
+    assert quantization["int8_mac_share"] > 0
 
 
 def test_no_block_of_the_heads_is_lost(scenes: Path, bundle: Path) -> None:

@@ -243,6 +243,28 @@ def test_where_int8_does_not_pay_any_share_that_does_is_welcome() -> None:
     assert result.best.int8_mac_share < 0.2
 
 
+def test_a_broken_model_is_mended_before_it_is_timed() -> None:
+    model = FakeModel({"percentile": 0.3, "mse": 0.35, "minmax": 0.2}, {"a": 0.3, "c": 0.3})
+    # a and d are faster in float: only d is a question of speed, a is float anyway
+    runner = FakeRunner({"a": 4.0, "b": 1, "c": 1, "d": 4}, {"a": 2.0, "b": 3, "c": 3, "d": 2})
+    result = _run(model, SearchOptions(least_share=0.9), race=runner.race, stretches=STRETCHES)
+    mended = Choice(method="mse", keep_float=("a", "c"))
+    assert runner.asked[0][0] == mended
+    # of the stretch b, c only b is left to ask about
+    assert [choice.keep_float for choice in runner.asked[0][2:] if choice] == [
+        ("a", "c", "b"),
+        ("a", "c", "d"),
+    ]
+    assert result.faster_float == ("d",)
+    assert result.best.choice.keep_float == ("a", "c", "d")
+    # a sound one is timed as it is, and harmful layers come on top of what is float for speed
+    sound = FakeModel(BASE, {"a": 0.03, "c": 0.03})
+    runner = FakeRunner({"a": 4.0, "b": 1, "c": 1, "d": 4}, {"a": 4.0, "b": 3, "c": 3, "d": 2})
+    result = _run(sound, SearchOptions(), race=runner.race, stretches=STRETCHES)
+    assert runner.asked[0][0] == Choice(method="mse")
+    assert result.best.choice.keep_float == ("d", "a")
+
+
 def test_of_what_is_near_enough_the_fastest_is_taken() -> None:
     model = FakeModel({"percentile": 0.97, "mse": 0.969, "minmax": 0.5}, {"a": 0.001})
 
