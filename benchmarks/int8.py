@@ -41,7 +41,8 @@ from edgekit.stages import (  # noqa: E402
     simplify,
 )
 from edgekit.stages.measure import MeasureOptions, ModelToTime, measure_against  # noqa: E402
-from edgekit.target import TargetProfile, load_target  # noqa: E402
+from edgekit.target import TargetProfile  # noqa: E402
+from edgekit.target_files import load_target  # noqa: E402
 from edgekit.types import Calibration, Checkpoint, OnnxModel, SpeedUp  # noqa: E402
 
 ASSETS = Path(os.environ.get("EDGEKIT_ASSETS", str(ROOT.parent / "shared" / "assets")))

@@ -62,7 +62,7 @@ def ablation(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from edgekit.preprocess import apply
     from edgekit.stages import calibrate, quantize
     from edgekit.stages.recover import IMAGES, RecoverOptions
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     subject = open_subject(arguments.model, {})
     profile = load_target(arguments.target)

@@ -30,6 +30,7 @@ from edgekit.contents import (
 )
 from edgekit.errors import BadInput, VerificationFailed
 from edgekit.golden import GoldenSample, write_samples
+from edgekit.integrity import file_problem, sums_text, unlisted
 from edgekit.manifest import (
     MANIFEST,
     PREPROCESS,
@@ -37,12 +38,9 @@ from edgekit.manifest import (
     SUMS,
     FileEntry,
     Manifest,
-    file_problem,
     is_bundle,
     path_problem,
     read_manifest,
-    sums_text,
-    unlisted,
 )
 from edgekit.manifest_json import manifest_json, parity_json, readme_text
 from edgekit.preprocess import Preprocess

@@ -14,19 +14,14 @@ A profile file:
 The sections' keys are the fields of the classes below. Everything is checked: an unknown section or
 key is an error that names the nearest known one, a wrong type names file, section and key.
 
-Profiles are found by name in the folders of EDGEKIT_TARGETS (separated as in PATH), then among those
-that come with edgekit. A file in EDGEKIT_TARGETS may carry the name of one that comes with edgekit
-and extend it by that same name.
+edgekit.target_files finds and reads the files.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.cpu import KNOWN_ISA
@@ -37,7 +32,6 @@ from edgekit.schema import check_keys, check_section
 if TYPE_CHECKING:
     from edgekit.cpu import Cpu
 
-ENVIRONMENT = "EDGEKIT_TARGETS"
 PLACEMENT_RULES = ("head", "first", "depthwise", "gemv")
 """Rules that `keep_float` may name, see edgekit.quantization.placement: a detector's last
 convolutions, the first one, depthwise ones, matrix-vector products."""
@@ -201,8 +195,8 @@ class TargetProfile:
         name = value.get("name")
         if not isinstance(name, str):
             raise UsageError(f"{where}: 'name' is missing.")
-        layer = _Layer(where=where, values=_checked(tables, where))
-        return _assemble(name, [layer], where)
+        layer = Layer(where=where, values=checked_values(tables, where))
+        return assembled(name, [layer], where)
 
 
 SECTIONS: dict[str, type[Any]] = {
@@ -217,95 +211,14 @@ _TOP_LEVEL = ("description", "extends", "abstract")
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One file's part of a profile, checked: top-level keys, and sections as dicts."""
 
     where: str
     values: dict[str, Any]
 
 
-def load_target(name_or_path: str | Path) -> TargetProfile:
-    """The profile of that name, or of a TOML file (a path that ends in .toml or has a separator).
-
-    Raises UsageError for an unknown name (with the nearest one), a family, and any mistake in the
-    file or in one that it extends.
-    """
-    text = str(name_or_path)
-    if _is_path(text):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise UsageError(
-                f"The target file {text} does not exist.",
-                hint="Give the name of a target (`edgekit targets list`) or a TOML file.",
-            )
-    else:
-        path = _find(text, skip=frozenset(), where="")
-    layers = _layers(path, ())
-    if layers[-1].values.get("abstract"):
-        members = [name for name in list_targets() if _extends(name, path)]
-        raise UsageError(
-            f"'{path.stem}' is a family of targets, not a target.",
-            hint="Its targets: " + ", ".join(members) if members else "",
-        )
-    return _assemble(path.stem, layers, str(layers[-1].where))
-
-
-def list_targets() -> list[str]:
-    """Names of all targets that can be asked for, sorted; families are left out."""
-    return sorted(name for name, path in _known().items() if not _read(path).values.get("abstract"))
-
-
-def target_folders() -> list[Path]:
-    """Folders that are searched for profiles, first match first."""
-    extra = [Path(part) for part in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if part]
-    for folder in extra:
-        if not folder.is_dir():
-            raise UsageError(f"{ENVIRONMENT} names {folder}, which is not a folder.")
-    # a wheel carries the profiles inside the package, a checkout beside it
-    inside = Path(__file__).resolve().parent / "targets"
-    return [*extra, inside if inside.is_dir() else inside.parent.parent / "targets"]
-
-
-def _is_path(text: str) -> bool:
-    return text.endswith(".toml") or "/" in text or os.sep in text
-
-
-def _known(skip: frozenset[Path] = frozenset()) -> dict[str, Path]:
-    """Every profile by name, families included; files in `skip` do not count."""
-    found: dict[str, Path] = {}
-    for folder in target_folders():
-        for path in sorted(folder.glob("*.toml")):
-            if not skip or path.resolve() not in skip:
-                found.setdefault(path.stem, path)
-    return found
-
-
-def _find(name: str, skip: frozenset[Path], where: str) -> Path:
-    known = _known(skip)
-    if name in known:
-        return known[name]
-    raise UsageError(
-        f"{where}: extends an unknown target '{name}'." if where else f"Unknown target '{name}'.",
-        hint=nearest(name, list(known) if where else list_targets()),
-    )
-
-
-def _read(path: Path) -> _Layer:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    return _Layer(where=str(path), values=_checked(values, str(path)))
-
-
-def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The values of one file, each section checked against its class."""
     scalars = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in values.items() if key not in scalars}
@@ -356,34 +269,7 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return checked
 
 
-def _layers(path: Path, chain: tuple[Path, ...]) -> list[_Layer]:
-    """The file's own layer last, what it extends before it, in the order in which they apply."""
-    resolved = path.resolve()
-    if resolved in chain:
-        names = " → ".join(link.stem for link in (*chain[chain.index(resolved) :], resolved))
-        raise UsageError(f"{path}: 'extends' goes in a circle: {names}.")
-    own = _read(path)
-    parents = own.values.get("extends", [])
-    layers: list[_Layer] = []
-    for parent in [parents] if isinstance(parents, str) else parents:
-        if _is_path(parent):
-            base = path.parent / Path(parent).expanduser()
-            if not base.is_file():
-                raise UsageError(f"{path}: extends '{parent}', which does not exist.")
-        else:
-            # its own name means the profile of that name further down the search path
-            skip = frozenset({resolved}) if parent == path.stem else frozenset()
-            base = _find(parent, skip=skip, where=str(path))
-        layers += _layers(base, (*chain, resolved))
-    return [*layers, own]
-
-
-def _extends(name: str, family: Path) -> bool:
-    wanted = str(family)
-    return any(layer.where == wanted for layer in _layers(_known()[name], ()))
-
-
-def _assemble(name: str, layers: list[_Layer], where: str) -> TargetProfile:
+def assembled(name: str, layers: list[Layer], where: str) -> TargetProfile:
     """Merge the layers key by key, later ones winning, and check the whole."""
     merged: dict[str, dict[str, Any]] = {}
     description = ""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgekit.quantization.placement import Placement, every_activation, place
 from edgekit.quantization.qdq import insert
 from edgekit.stages.quantize import QuantizeOptions, rules_of, scheme_of
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import Range
 from tests.graphs import GraphMaker, ranges_of
 

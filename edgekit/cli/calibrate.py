@@ -178,7 +178,7 @@ def _opened(
     options: CalibrateOptions,
 ) -> tuple[Subject, CalibrateOptions]:
     from edgekit.pipeline.collecting import observed, open_subject
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     subject = open_subject(path, fields, _size(imgsz))
     if not all_tensors:
@@ -202,7 +202,7 @@ def _study(
 ) -> None:
     from edgekit.calibration.source import open_source
     from edgekit.pipeline import study
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     wanted = study.parse_counts(counts)
     dataset = None

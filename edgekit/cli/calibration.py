@@ -95,7 +95,7 @@ def show(
 def _scheme(target: str | None) -> Scheme:
     from edgekit.quantization.scheme import Scheme
     from edgekit.stages.quantize import QuantizeOptions, rules_of, scheme_of
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     if target is None:
         return Scheme()

@@ -143,7 +143,7 @@ def command(
     remembered, so an interrupted comparison goes on where it stopped.
     """
     from edgekit.pipeline.compare import CompareRequest, compare
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     form = "json" if as_json else form
     if form not in FORMATS:

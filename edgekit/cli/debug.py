@@ -96,7 +96,7 @@ def command(
     """
     from edgekit.pipeline.debug import DebugRequest, run
     from edgekit.stages.quantize import QuantizeOptions
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     request = DebugRequest(
         model=model,

@@ -164,7 +164,7 @@ def _request(
 ) -> ExportRequest:
     """Flags over edgekit.toml over defaults."""
     from edgekit.pipeline import ExportRequest
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     section = project.export if project else None
 

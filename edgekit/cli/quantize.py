@@ -151,7 +151,7 @@ def command(
     from edgekit.pipeline.single import open_for_parity
     from edgekit.stages import calibrate, quantize, quantize_dynamic
     from edgekit.stages.recover import RecoverOptions
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     if mode == "dynamic" and calibration is not None:
         raise UsageError("--mode dynamic takes no calibration.", hint="Leave out --calibration.")

@@ -18,7 +18,7 @@ def symmetric_for(target: str | None) -> bool:
     if target is None:
         return False
     from edgekit.stages.quantize import rules_of
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     profile = load_target(target)
     rules_of(profile)  # refuses a float target

@@ -30,7 +30,7 @@ def command() -> None:
 def list_command(as_json: bool) -> None:
     """List the targets, with the part that this version lacks for some."""
     from edgekit.stages.doctor import missing_part
-    from edgekit.target import list_targets, load_target
+    from edgekit.target_files import list_targets, load_target
 
     profiles = [load_target(name) for name in list_targets()]
     if as_json:
@@ -72,7 +72,7 @@ def list_command(as_json: bool) -> None:
 def show_command(name: str, as_json: bool) -> None:
     """Show a target with everything it extends merged in, as TOML."""
     from edgekit.stages.doctor import missing_part
-    from edgekit.target import load_target
+    from edgekit.target_files import load_target
 
     profile = load_target(name)
     part = missing_part(profile)

@@ -15,7 +15,8 @@ from edgekit.cacheentry import CacheEntry
 from edgekit.errors import BadInput
 from edgekit.filehash import FileHashes
 from edgekit.preprocess import Preprocess
-from edgekit.target import TargetProfile, list_targets, load_target
+from edgekit.target import TargetProfile
+from edgekit.target_files import list_targets, load_target
 from edgekit.types import Calibration, OnnxModel, Progress, no_progress
 
 if TYPE_CHECKING:

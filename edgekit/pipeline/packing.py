@@ -69,7 +69,7 @@ def is_there(folder: Path, key: str) -> bool:
     """Whether an intact bundle with this very content lies at `folder` already."""
     if not bundle.is_bundle(folder):
         return False
-    from edgekit.manifest import file_problem, sums_problem, unlisted
+    from edgekit.integrity import file_problem, sums_problem, unlisted
 
     try:
         manifest = bundle.read_manifest(folder)

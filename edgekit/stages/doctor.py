@@ -15,7 +15,8 @@ from edgekit import __version__, cpu
 from edgekit.cpu import Cpu
 from edgekit.require import install_line, satisfies, version_of
 from edgekit.stages.known_bad import Installed, Problem, problems
-from edgekit.target import TargetProfile, list_targets, load_target
+from edgekit.target import TargetProfile
+from edgekit.target_files import list_targets, load_target
 from edgekit.types import Progress, no_progress
 
 RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "ncnn": "ncnn"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import integrity
 from edgekit import manifest as manifests
 from edgekit.block import Block, whole
 from edgekit.contents import chain_problem
@@ -104,7 +105,7 @@ def verify_bundle(path: Path, progress: Progress = no_progress) -> list[Check]:
 
 
 def _check_sums(manifest: Manifest) -> list[Check]:
-    problem = manifests.sums_problem(manifest)
+    problem = integrity.sums_problem(manifest)
     return [Check(name=SUMS, ok=problem is None, detail=problem or "is that of the manifest")]
 
 
@@ -112,7 +113,7 @@ def _check_files(manifest: Manifest) -> list[Check]:
     problems = [
         Check(name=f"file {name}", ok=False, detail=f"{name} {problem}")
         for name in manifest.files
-        for problem in [manifests.file_problem(manifest, name)]
+        for problem in [integrity.file_problem(manifest, name)]
         if problem is not None
     ]
     size_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
@@ -121,7 +122,7 @@ def _check_files(manifest: Manifest) -> list[Check]:
 
 
 def _check_unlisted(manifest: Manifest) -> list[Check]:
-    names = manifests.unlisted(manifest)
+    names = integrity.unlisted(manifest)
     detail = "nothing but what the manifest lists"
     if names:
         detail = f"not in the manifest: {', '.join(names[:5])}" + (" …" if names[5:] else "")
@@ -261,7 +262,7 @@ def _reproduce(manifest: Manifest, entry: ModelEntry) -> Check:
             detail=f"not checked: {entry.runtime} does not run here; the device program checks it",
         )
     for file in entry.files:
-        problem = manifests.file_problem(manifest, file)
+        problem = integrity.file_problem(manifest, file)
         if problem is not None:  # a damaged model is not given to a runtime
             return Check(name=name, ok=False, detail=f"not run: {file} {problem}")
     golden = manifest.golden

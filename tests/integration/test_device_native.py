@@ -22,7 +22,7 @@ from edgekit.pipeline.device_files import DeviceFiles, device_files
 from edgekit.pipeline.request import ExportRequest
 from edgekit.preprocess import Preprocess
 from edgekit.stages.verify import verify_bundle
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from tests.bundles import fix_hashes
 from tests.ncnn_bundles import identity, write_bundle
 

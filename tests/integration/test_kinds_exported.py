@@ -26,7 +26,7 @@ from edgekit.preprocess import Preprocess
 from edgekit.quantization import existing
 from edgekit.runtimes import open_session
 from edgekit.stages import calibrate, dequantize, export, inspect, prepare, quantize, simplify
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from tests import bitlinear
 from tests.architectures import resnet20
 

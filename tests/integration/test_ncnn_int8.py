@@ -34,7 +34,8 @@ from edgekit.stages import (
 from edgekit.stages.quantize import observed_channels, observed_tensors
 from edgekit.stages.quantize_ncnn import NcnnQuantizer
 from edgekit.stages.search import SearchOptions
-from edgekit.target import TargetProfile, load_target
+from edgekit.target import TargetProfile
+from edgekit.target_files import load_target
 from edgekit.types import Calibration, Engine, OnnxModel
 from tests.graphs import GraphMaker, sqnr_db
 

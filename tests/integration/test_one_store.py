@@ -22,7 +22,7 @@ from edgekit.formats import tensorrt_cache
 from edgekit.stages import calibrate, convert_tensorrt, quantize
 from edgekit.stages.quantize import QuantizeOptions, observed_channels, observed_tensors
 from edgekit.stages.quantize_ncnn import NcnnQuantizer
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import Calibration
 from tests.integration.test_ncnn_int8 import CONTRACT, Net
 

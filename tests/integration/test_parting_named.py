@@ -16,7 +16,7 @@ from edgekit.preprocess import Preprocess
 from edgekit.stages import calibrate, export, prepare, quantize, simplify
 from edgekit.stages.divergence import checked_parity
 from edgekit.stages.parity import FLOAT_LIMITS
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import Checkpoint, OnnxModel, Range
 from tests.graphs import GraphMaker
 

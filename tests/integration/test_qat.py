@@ -21,7 +21,7 @@ from edgekit.preprocess import Preprocess, apply
 from edgekit.quantization import existing
 from edgekit.runtimes import open_session
 from edgekit.stages import calibrate, evaluate, export, prepare, quantize, simplify
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import OnnxModel
 from tests import qat_training
 from tests.qat_training import cifar

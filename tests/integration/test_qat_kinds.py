@@ -23,7 +23,7 @@ from edgekit.quantization import existing
 from edgekit.runtimes import open_session
 from edgekit.runtimes.base import SessionOptions
 from edgekit.stages import export, prepare, quantize, simplify
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from tests import pt2e_training, qat_training
 from tests.integration.test_qat import CONTRACT, quickly_trained, saved, scales_in
 

@@ -18,7 +18,8 @@ from edgekit.preprocess import Preprocess
 from edgekit.quantization import retouch
 from edgekit.stages import calibrate, correct_biases, quantize, recover
 from edgekit.stages.recover import RecoverOptions
-from edgekit.target import TargetProfile, load_target
+from edgekit.target import TargetProfile
+from edgekit.target_files import load_target
 from edgekit.types import Calibration, OnnxModel
 from tests.graphs import GraphMaker, run, sqnr_db
 

@@ -15,7 +15,7 @@ from edgekit.preprocess import Preprocess
 from edgekit.stages import calibrate, search_int8
 from edgekit.stages.quantize import QuantizeOptions, observed_channels, observed_tensors
 from edgekit.stages.search import Choice, SearchOptions, Trial
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from tests.graphs import GraphMaker
 from tests.integration.conftest import cache_in
 

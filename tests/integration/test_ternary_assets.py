@@ -24,7 +24,7 @@ from edgekit.quantization.ternary import error_bound, find_levels
 from edgekit.runtimes import open_session
 from edgekit.stages import calibrate, evaluate, export, inspect, prepare, quantize, simplify
 from edgekit.stages.opening import describe
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import OnnxModel
 
 EXAMPLE = Path(train.__file__).parent

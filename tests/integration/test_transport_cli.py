@@ -17,7 +17,8 @@ import pytest
 
 from edgekit import bundle, cli, history
 from edgekit.atomic import sha256_file
-from edgekit.manifest import read_manifest, sums_text
+from edgekit.integrity import sums_text
+from edgekit.manifest import read_manifest
 from tests import remote_host
 from tests.bundles import contents
 from tests.integration.conftest import Exported

@@ -12,7 +12,7 @@ import yaml
 from edgekit import cli
 from edgekit.cli import group
 from edgekit.errors import EdgekitError
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 
 FILE = Path(__file__).resolve().parent.parent.parent / "examples" / "ci" / "edgekit.yml"
 

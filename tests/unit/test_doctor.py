@@ -13,7 +13,7 @@ from edgekit.require import install_line, satisfies
 from edgekit.stages import doctor, known_bad
 from edgekit.stages.doctor import Package, examine, missing_part, target_state
 from edgekit.stages.known_bad import Installed, problems
-from edgekit.target import list_targets, load_target
+from edgekit.target_files import list_targets, load_target
 
 VNNI = Cpu(arch="x86_64", model="new", isa=("avx2", "avx512_vnni"), cores=8)
 AVX2 = Cpu(arch="x86_64", model="old", isa=("avx2",), cores=8)

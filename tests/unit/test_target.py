@@ -12,7 +12,8 @@ import pytest
 from edgekit.cli.targets import to_toml
 from edgekit.cpu import Cpu
 from edgekit.errors import UsageError
-from edgekit.target import TargetProfile, list_targets, load_target, target_folders
+from edgekit.target import TargetProfile
+from edgekit.target_files import list_targets, load_target, target_folders
 
 VNNI = Cpu(arch="x86_64", model="new", isa=("avx2", "avx512f", "avx512_vnni"), cores=8)
 AVX_VNNI = Cpu(arch="x86_64", model="small", isa=("avx2", "avx_vnni"), cores=8)
@@ -306,7 +307,7 @@ def test_profiles_are_frozen_and_hashable_where_it_counts() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from edgekit.target import load_target; load_target('x86-int8');"
+        "import sys; from edgekit.target_files import load_target; load_target('x86-int8');"
         "print([m for m in ('numpy', 'onnx', 'cv2', 'torch', 'click', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

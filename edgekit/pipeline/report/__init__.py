@@ -14,7 +14,8 @@ from edgekit.atomic import sha256_file, write_text
 from edgekit.cache import StageCache
 from edgekit.errors import BadInput, EdgekitError, VerificationFailed
 from edgekit.golden import read_npy
-from edgekit.manifest import Manifest, file_problem, read_manifest
+from edgekit.integrity import file_problem
+from edgekit.manifest import Manifest, read_manifest
 from edgekit.pipeline.float_model import find_float_model, float_sha256
 from edgekit.pipeline.profile import layer_losses
 from edgekit.pipeline.report import evidence, written

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edgekit import bundle
+from edgekit import integrity as host_integrity
 from edgekit import manifest as host
 from edgekit.board import built, integrity, manifest
 from edgekit.board.cpu import detect
@@ -212,7 +213,7 @@ def test_a_link_in_place_of_the_folder(folder: Path, tmp_path: Path) -> None:
     (folder / "built").symlink_to(tmp_path / "elsewhere")
     assert built.problems(manifest.read_manifest(folder)) == ["built is a link"]
     assert integrity.unlisted(manifest.read_manifest(folder)) == ["built"]
-    assert host.unlisted(host.read_manifest(folder)) == ["built"]
+    assert host_integrity.unlisted(host.read_manifest(folder)) == ["built"]
 
 
 def test_a_full_disk_leaves_what_was_there(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from edgekit.errors import BadInput, UsageError
 from edgekit.pipeline.compare.request import CompareRequest, listed
 from edgekit.pipeline.report import raw
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 
 
 def touch(*paths: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from edgekit.pipeline.records import Measured, QuantizedRecord
 from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.verdict import Verdict, budget_missed, decide
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import AccuracyReport, LatencyReport, OnnxModel, SpeedUp
 
 

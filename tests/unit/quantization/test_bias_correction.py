@@ -20,7 +20,7 @@ from edgekit.quantization.qdq import insert
 from edgekit.quantization.rules import Rules
 from edgekit.quantization.scheme import Scheme
 from edgekit.stages import calibrate, quantize
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import Calibration
 from tests.graphs import GraphMaker, ranges_of, run
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgekit.quantization.placement import place
 from edgekit.stages.quantize import rules_of
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import Range
 from tests import tensorrt_graphs
 from tests.graphs import GraphMaker, ranges_of, run, sqnr_db

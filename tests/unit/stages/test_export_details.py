@@ -15,7 +15,7 @@ from edgekit.pipeline.request import ExportRequest
 from edgekit.pipeline.steps_float import _with_shape
 from edgekit.preprocess import Preprocess
 from edgekit.stages import export
-from edgekit.target import load_target
+from edgekit.target_files import load_target
 from edgekit.types import Checkpoint
 from tests.graphs import GraphMaker
 
