@@ -117,7 +117,7 @@ def ablation(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )  # fmt: skip
             seconds = time.process_time() - started
             worst = sqnr_db(subject.model, done.model, feeds)
-            row = {"means": label, "sqnr_db": worst, "cpu_seconds": seconds}
+            row: dict[str, Any] = {"means": label, "sqnr_db": worst, "cpu_seconds": seconds}
             text = f"{label:40} {worst:6.1f} dB  {seconds:6.1f} s CPU"
             if data is not None:
                 row["accuracy"] = accuracy(

@@ -144,6 +144,15 @@ class Int8Search:
             progress=progress,
         )
 
+    def faster_float(self, choice: Choice, options: SearchOptions) -> tuple[str, ...]:
+        """The layers that make the model of `choice` faster when they are left float."""
+        groups = stretches(self._float_graph(), self._placement().compute)
+        if not groups or not self.timed:
+            return ()
+        return search.faster_float(
+            choice, groups, self._race, self._share_without, options.least_share
+        )
+
     def calibration_of(self, choice: Choice) -> Calibration:
         """The calibration with the ranges of `choice`."""
         return calibration_of(self._model, self._calibration, choice, self._symmetric)
