@@ -179,7 +179,6 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     """onnxruntime's entropy calibrator over the tensors it chooses itself."""
     import onnxruntime as ort
     from onnxruntime.quantization.calibrate import (
-        CalibrationDataReader,
         CalibrationMethod,
         create_calibrator,
     )
@@ -189,7 +188,7 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     model, contract, source = _subject(arguments)
     name = model.inputs[0].name
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader:
         def __init__(self) -> None:
             self._left = iter(range(len(source)))
 

@@ -26,12 +26,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from edgekit.checkpoint import load  # noqa: E402
-from edgekit.preprocess import Preprocess, apply  # noqa: E402
-from edgekit.stages import (  # noqa: E402
+from edgekit.checkpoint import load
+from edgekit.preprocess import Preprocess, apply
+from edgekit.stages import (
     calibrate,
     export,
     prepare,
@@ -40,11 +37,12 @@ from edgekit.stages import (  # noqa: E402
     search_int8,
     simplify,
 )
-from edgekit.stages.measure import MeasureOptions, ModelToTime, measure_against  # noqa: E402
-from edgekit.target import TargetProfile  # noqa: E402
-from edgekit.target_files import load_target  # noqa: E402
-from edgekit.types import Calibration, Checkpoint, OnnxModel, SpeedUp  # noqa: E402
+from edgekit.stages.measure import MeasureOptions, ModelToTime, measure_against
+from edgekit.target import TargetProfile
+from edgekit.target_files import load_target
+from edgekit.types import Calibration, Checkpoint, OnnxModel, SpeedUp
 
+ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("EDGEKIT_ASSETS", str(ROOT.parent / "shared" / "assets")))
 SIZES = {
     "yolo11n": 640,
@@ -60,6 +58,8 @@ def _checkpoint(name: str) -> Checkpoint:
         return load(ASSETS / "models" / "yolo11n_w8.pt")
     import torch
 
+    # they are networks of the tests, which are no installed package
+    sys.path.insert(0, str(ROOT))
     from tests.unit.checkpoint import networks
 
     torch.manual_seed(0)
@@ -78,13 +78,12 @@ def _pictures(size: int, count: int = 8) -> Iterator[np.ndarray]:
 def _peer(model: Path, out: Path, feeds: list[np.ndarray], name: str) -> None:
     """onnxruntime's quantize_static with its defaults for all operators."""
     from onnxruntime.quantization import (
-        CalibrationDataReader,
         QuantFormat,
         QuantType,
         quantize_static,
     )
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader:
         def __init__(self) -> None:
             self._left = iter(feeds)
 

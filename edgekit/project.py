@@ -14,7 +14,6 @@ never taken from a file that came with it: that is the flag --trust-checkpoint a
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from edgekit.errors import UsageError
 from edgekit.schema import check_keys, check_section
+from edgekit.toml_file import read_toml
 
 FILE_NAME = "edgekit.toml"
 
@@ -92,14 +92,7 @@ def load_project(folder: Path) -> Project | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    values = read_toml(path)
     check_keys(values, [*_SECTIONS, "preprocess"], "section", str(path))
     tables = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()

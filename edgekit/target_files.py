@@ -8,11 +8,11 @@ and extend it by that same name.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from edgekit.errors import UsageError, nearest
 from edgekit.target import Layer, TargetProfile, assembled, checked_values
+from edgekit.toml_file import read_toml
 
 ENVIRONMENT = "EDGEKIT_TARGETS"
 
@@ -84,18 +84,7 @@ def _find(name: str, skip: frozenset[Path], where: str) -> Path:
 
 
 def _read(path: Path) -> Layer:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    return Layer(where=str(path), values=checked_values(values, str(path)))
+    return Layer(where=str(path), values=checked_values(read_toml(path), str(path)))
 
 
 def _layers(path: Path, chain: tuple[Path, ...]) -> list[Layer]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.checkpoint import pickle_scan
-from edgekit.checkpoint.pickle_scan import PickleError, Scan
+from edgekit.checkpoint.pickle_scan import Scan
+from edgekit.checkpoint.pickle_tree import PickleError
 from edgekit.errors import BadInput
 
 HEAD_BYTES = 4096

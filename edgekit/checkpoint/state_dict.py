@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekit.checkpoint import pickle_scan, torch_file, weights
+from edgekit.checkpoint import pickle_tree, torch_file, weights
 from edgekit.checkpoint.described import Description, describe
 from edgekit.checkpoint.sniff import Sniff
 from edgekit.errors import UsageError
@@ -20,11 +20,11 @@ def sniff(head: Sniff) -> bool:
 
 
 def _holds_tensors(node: Any, depth: int) -> bool:
-    mapping = pickle_scan.as_mapping(node)
+    mapping = pickle_tree.as_mapping(node)
     if mapping is None or depth > 3:
         return False
     for key, value in mapping.items():
-        if isinstance(value, pickle_scan.Call) and value.path.startswith("torch._utils._rebuild_"):
+        if isinstance(value, pickle_tree.Call) and value.path.startswith("torch._utils._rebuild_"):
             return True
         if not weights.is_training_state(key) and _holds_tensors(value, depth + 1):
             return True

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.checkpoint import vetting
-from edgekit.checkpoint.pickle_scan import Global
+from edgekit.checkpoint.pickle_tree import Global
 from edgekit.checkpoint.sniff import Sniff
 from edgekit.errors import BadInput
 from edgekit.require import require

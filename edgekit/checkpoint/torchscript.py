@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from edgekit.checkpoint import pickle_scan, vetting
+from edgekit.checkpoint import pickle_scan, pickle_tree, vetting
 from edgekit.checkpoint.described import Description, describe
 from edgekit.checkpoint.inference import ready
 from edgekit.checkpoint.sniff import Sniff
@@ -78,13 +78,13 @@ def _traced_shape(head: Sniff) -> tuple[int, ...] | None:
     if not head.has("traced_inputs.pkl"):
         return None
     try:
-        nodes = pickle_scan.walk(pickle_scan.scan(head.record("traced_inputs.pkl")).tree)
-    except pickle_scan.PickleError:
+        nodes = pickle_tree.walk(pickle_scan.scan(head.record("traced_inputs.pkl")).tree)
+    except pickle_tree.PickleError:
         return None  # torch does not read this record either
     shapes = [
         node.args[2]
         for node in nodes
-        if isinstance(node, pickle_scan.Call)
+        if isinstance(node, pickle_tree.Call)
         and node.path == "torch._utils._rebuild_tensor_v2"
         and len(node.args) > 2
     ]

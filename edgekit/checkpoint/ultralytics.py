@@ -15,7 +15,7 @@ from pathlib import PurePath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from edgekit.checkpoint import pickle_scan, torch_file
+from edgekit.checkpoint import pickle_tree, torch_file
 from edgekit.checkpoint.inference import ready
 from edgekit.checkpoint.revive import Reviver, plain_fields
 from edgekit.checkpoint.sniff import Sniff
@@ -40,11 +40,11 @@ def sniff(head: Sniff) -> bool:
 
 
 def _is_model(node: Any) -> bool:
-    return isinstance(node, pickle_scan.Instance) and node.path.startswith(_MODELS)
+    return isinstance(node, pickle_tree.Instance) and node.path.startswith(_MODELS)
 
 
 def _model_keys(head: Sniff) -> list[str]:
-    mapping = pickle_scan.as_mapping(head.tree) or {}
+    mapping = pickle_tree.as_mapping(head.tree) or {}
     return [key for key in ("ema", "model") if _is_model(mapping.get(key))]
 
 

@@ -14,44 +14,23 @@ Anything else is refused by name.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from edgekit.checkpoint.pickle_scan import (
+from edgekit.checkpoint.pickle_scan import scan
+from edgekit.checkpoint.pickle_tree import (
     Call,
     Global,
     Instance,
     Persistent,
     PickleError,
-    scan,
     walk,
 )
 from edgekit.checkpoint.sniff import Sniff
+from edgekit.checkpoint.stored_bytes import StoredBytes, counts, is_count
 from edgekit.errors import BadInput
 
-# bytes of one element, by the names of torch's storage classes
-ITEM_BYTES = {
-    "UntypedStorage": 1,
-    "ByteStorage": 1,
-    "CharStorage": 1,
-    "BoolStorage": 1,
-    "ShortStorage": 2,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "IntStorage": 4,
-    "FloatStorage": 4,
-    "LongStorage": 8,
-    "DoubleStorage": 8,
-    "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
-    "QInt8Storage": 1,
-    "QUInt8Storage": 1,
-    "QInt32Storage": 4,
-    "QUInt4x2Storage": 1,
-    "QUInt2x4Storage": 1,
-}
 _MODULE_CLASS = re.compile(
     r"torch\.nn\.modules\.\w+\.[A-Z]\w*"
     r"|torch\.nn\.parallel\.data_parallel\.DataParallel"
@@ -138,7 +117,7 @@ def vet(file: Sniff) -> None:
         )
     try:
         walk(found.tree)  # for its depth: what follows recurses
-        stored = _StoredBytes(file, "data/")
+        stored = StoredBytes(file, "data/")
         for node in found.made:
             if isinstance(node, Call):
                 _check_call(node, stored)
@@ -156,7 +135,7 @@ def vet_tensors(file: Sniff, record: str, folder: str) -> None:
     For TorchScript, whose classes are torch's own business. Raises BadInput.
     """
     try:
-        stored = _StoredBytes(file, folder)
+        stored = StoredBytes(file, folder)
         for node in scan(file.record(record)).made:
             if isinstance(node, Persistent):
                 stored.check(node)
@@ -194,113 +173,26 @@ def unknown_class(file: Sniff, names: list[Global]) -> BadInput:
     )
 
 
-class _StoredBytes:
-    """How many bytes each storage really has in the file, to hold the pickle's claims against."""
-
-    def __init__(self, file: Sniff, folder: str) -> None:
-        self._file = file
-        self._folder = folder
-        self._left = 0 if file.is_zip else file.size - file.legacy_data_offset
-        self._seen: dict[str, int] = {}
-
-    def numel(self, node: Any) -> tuple[int, int]:
-        """Elements and bytes per element of a storage."""
-        if not isinstance(node, Persistent) or not isinstance(node.id, tuple) or len(node.id) < 5:
-            raise PickleError("a tensor has no storage")
-        kind, storage_type, key, _location, numel = node.id[:5]
-        if kind not in ("storage", b"storage") or not isinstance(storage_type, Global):
-            raise PickleError(f"a persistent id of kind {kind!r}")
-        size = ITEM_BYTES.get(storage_type.name)
-        if size is None or not _is_count(numel) or not isinstance(key, (str, int)):
-            raise PickleError("a storage of unknown type or size")
-        if len(node.id) > 5 and node.id[5] is not None:
-            view = node.id[5]
-            if not (
-                isinstance(view, tuple)
-                and len(view) == 3
-                and _is_count(view[1])
-                and _is_count(view[2])
-                and view[1] + view[2] <= numel
-            ):
-                raise PickleError("a view of a storage reaches outside of it")
-            return view[2], size
-        return numel, size
-
-    def check(self, node: Persistent) -> None:
-        """Raises PickleError when the storage claims more bytes than the file holds for it."""
-        self.numel(node)
-        storage_type, key, numel = node.id[1], str(node.id[2]), node.id[4]
-        claimed = numel * ITEM_BYTES[storage_type.name]
-        if self._file.is_zip:
-            member = self._file.members.get(f"{self._file.folder}{self._folder}{key}")
-            if member is None:
-                raise PickleError(f"the data of storage {key} is missing")
-            if claimed > member.size:
-                raise PickleError(
-                    f"storage {key} claims {claimed} bytes, the file holds {member.size}"
-                )
-        elif key not in self._seen:
-            self._seen[key] = claimed
-            self._left -= claimed + 8  # each is written after its length
-            if self._left < 0:
-                raise PickleError(f"the file ends before the data of storage {key}")
-        elif self._seen[key] != claimed:
-            raise PickleError(f"storage {key} has two sizes")
-
-    def fits(self, offset: Any, size: Any, stride: Any, storage: Any) -> None:
-        """Raises PickleError when a tensor reaches outside of its storage, or repeats it too often."""
-        numel, item = self.numel(storage)
-        sizes, strides = _counts(size), _counts(stride)
-        if not _is_count(offset) or len(sizes) != len(strides):
-            raise PickleError("a tensor without a proper size, stride or offset")
-        elements = math.prod(sizes)
-        if elements:
-            last = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
-            if last >= numel:
-                raise PickleError(
-                    f"a tensor of shape {list(sizes)} reaches outside of its storage of {numel}"
-                )
-        if elements * item > max(64 << 20, 4 * self._file.size):
-            raise PickleError(
-                f"a tensor of shape {list(sizes)} in a file of {self._file.size} bytes"
-            )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
-
-
-def _counts(value: Any) -> tuple[int, ...]:
-    if isinstance(value, Call) and value.path == "torch.Size" and len(value.args) == 1:
-        value = value.args[0]
-    # a list could still be changed after the tensor was made
-    if not isinstance(value, tuple) or len(value) > 32:
-        raise PickleError("a tensor without a proper shape")
-    if not all(_is_count(item) for item in value):
-        raise PickleError("a tensor with a negative or meaningless shape")
-    return value
-
-
-def _tensor(call: Call, stored: _StoredBytes) -> None:
+def _tensor(call: Call, stored: StoredBytes) -> None:
     # _rebuild_tensor(storage, offset, size, stride), _v2 and _v3 append what concerns autograd
     if len(call.args) < 4:
         raise PickleError("a tensor without its shape")
     stored.fits(call.args[1], call.args[2], call.args[3], call.args[0])
 
 
-def _qtensor(call: Call, stored: _StoredBytes) -> None:
+def _qtensor(call: Call, stored: StoredBytes) -> None:
     _tensor(call, stored)
     if len(call.args) < 5 or not isinstance(call.args[4], tuple):
         raise PickleError("a quantized tensor without its scales")
 
 
-def _parameter(call: Call, stored: _StoredBytes) -> None:
+def _parameter(call: Call, stored: StoredBytes) -> None:
     data = call.args[0] if call.args else None
     if not isinstance(data, Call) or not data.path.startswith(_REBUILD):
         raise PickleError("a parameter that is no tensor")
 
 
-def _subclass(call: Call, stored: _StoredBytes) -> None:
+def _subclass(call: Call, stored: StoredBytes) -> None:
     # _rebuild_from_type_v2(function, type, args, state): a tensor with attributes of its own
     if (
         len(call.args) != 4
@@ -314,7 +206,7 @@ def _subclass(call: Call, stored: _StoredBytes) -> None:
     _tensor(Call(call.args[0], call.args[2]), stored)
 
 
-def _plain_items(call: Call, stored: _StoredBytes) -> None:
+def _plain_items(call: Call, stored: StoredBytes) -> None:
     # hashing nested tuples that share their parts takes 2^depth steps
     for argument in call.args:
         if not isinstance(argument, (list, tuple, dict, set)):
@@ -325,21 +217,21 @@ def _plain_items(call: Call, stored: _StoredBytes) -> None:
                 raise PickleError(f"{call.path} with a key that is no plain value")
 
 
-def _plain_scalars(call: Call, stored: _StoredBytes) -> None:
+def _plain_scalars(call: Call, stored: StoredBytes) -> None:
     for argument in call.args:
-        if not isinstance(argument, (str, bytes, float, bool)) and not _is_count(argument):
+        if not isinstance(argument, (str, bytes, float, bool)) and not is_count(argument):
             raise PickleError(f"{call.path} of something that is no plain value")
         if call.path == "builtins.bytearray" and isinstance(argument, int):
             raise PickleError("a bytearray of a mere length")
 
 
-def _size(call: Call, stored: _StoredBytes) -> None:
+def _size(call: Call, stored: StoredBytes) -> None:
     if len(call.args) != 1:
         raise PickleError("torch.Size without a shape")
-    _counts(call.args[0])
+    counts(call.args[0])
 
 
-CALLS: dict[str, Callable[[Call, _StoredBytes], None]] = {
+CALLS: dict[str, Callable[[Call, StoredBytes], None]] = {
     _REBUILD + "tensor": _tensor,
     _REBUILD + "tensor_v2": _tensor,
     _REBUILD + "tensor_v3": _tensor,
@@ -373,7 +265,7 @@ def _check_reconstructor(call: Call) -> None:
         raise PickleError("an object with a base class of its own")
 
 
-def _check_call(call: Call, stored: _StoredBytes) -> None:
+def _check_call(call: Call, stored: StoredBytes) -> None:
     if not isinstance(call.function, Global):
         raise PickleError("it calls something that is no named function")
     path = call.path

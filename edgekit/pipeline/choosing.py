@@ -59,12 +59,25 @@ def taken(
     """Ranges and options that make the model of `choice`; what `options` keeps float stays so."""
     from edgekit.stages.search_int8 import calibration_of
 
-    symmetric = profile.quantize is not None and profile.quantize.symmetric_activations
     keep = tuple(dict.fromkeys((*options.keep_float, *choice.keep_float)))
     chosen = dataclasses.replace(
         options, keep_float=keep, bias_correction=choice.bias_correction or options.bias_correction
     )
-    return calibration_of(model, calibration, choice, symmetric), chosen
+    return calibration_of(model, calibration, choice, is_symmetric(profile)), chosen
+
+
+def with_method(calibration: Calibration, method: str, symmetric: bool) -> Calibration:
+    """The calibration with ranges chosen by `method` from its statistics, no image run again."""
+    if calibration.method == method:
+        return calibration
+    from edgekit.stages import calibrate
+
+    return calibrate.choose_ranges(calibration, method, symmetric=symmetric)
+
+
+def is_symmetric(profile: TargetProfile) -> bool:
+    """Whether the target's activations have ranges around zero."""
+    return profile.quantize is not None and profile.quantize.symmetric_activations
 
 
 def search_notes(result: SearchResult) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from edgekit import cpu
 from edgekit.bundle import BundleModel
 from edgekit.codec import to_record
 from edgekit.errors import UsageError
-from edgekit.pipeline.choosing import search_notes, searched, taken
+from edgekit.pipeline.choosing import is_symmetric, search_notes, searched, taken, with_method
 from edgekit.pipeline.records import (
     Built,
     Evaluated,
@@ -80,7 +80,7 @@ class Steps(FloatSteps):
                 method=_first_method(request.method),
                 tensors=observed_tensors(prepared.value.model, self.profile),
                 channels=observed_channels(prepared.value.model, self.profile),
-                symmetric=_symmetric(self.profile),
+                symmetric=is_symmetric(self.profile),
                 workers=request.workers,
                 threads=cpu.available_cores(),
                 max_bad_share=request.max_bad_share,
@@ -171,7 +171,7 @@ class Steps(FloatSteps):
             else:
                 ranges = collected
                 if calibration is not None:
-                    ranges = with_method(collected, request.method, _symmetric(self.profile))
+                    ranges = with_method(collected, request.method, is_symmetric(self.profile))
                 chosen = options
             done = quantize.run(
                 prepared.value.model,
@@ -392,19 +392,6 @@ def _first_method(method: str) -> str:
     return "percentile" if method == AUTO else method
 
 
-def _symmetric(profile: Any) -> bool:
-    return profile.quantize is not None and profile.quantize.symmetric_activations
-
-
 def _build_key(profile: Any) -> dict[str, Any]:
     plain = profile.to_dict()
     return {"runtime": plain["runtime"], "build": plain["build"]}
-
-
-def with_method(calibration: Calibration, method: str, symmetric: bool) -> Calibration:
-    """The calibration with ranges chosen by `method` from its statistics, no image run again."""
-    if calibration.method == method:
-        return calibration
-    from edgekit.stages import calibrate
-
-    return calibrate.choose_ranges(calibration, method, symmetric=symmetric)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import BundleModel
 from edgekit.errors import NotPossible
+from edgekit.pipeline.choosing import with_method
 from edgekit.pipeline.records import Built, Evaluated, Exported, Measured, QuantizedRecord
 from edgekit.pipeline.runner import Outcome
-from edgekit.pipeline.steps import Steps, with_method
+from edgekit.pipeline.steps import Steps
 from edgekit.types import Calibration, Engine, OnnxModel, StageOutput, TensorSpec
 
 if TYPE_CHECKING:

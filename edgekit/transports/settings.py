@@ -21,7 +21,6 @@ machine: of ssh's options only those of SSH_OPTIONS are taken.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 
 from edgekit.errors import UsageError, nearest
 from edgekit.schema import check_section
+from edgekit.toml_file import read_toml
 from edgekit.transports.address import Address, check_folder, is_address, parse_address
 
 FILE_NAME = "devices.toml"
@@ -111,17 +111,7 @@ def check_ssh_option(text: str, where: str) -> str:
 
 def load_devices(path: Path) -> dict[str, Device]:
     """The boards in the file `path`, by name. Raises UsageError for any mistake in it."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
-    return {name: _device(path, name, table) for name, table in values.items()}
+    return {name: _device(path, name, table) for name, table in read_toml(path).items()}
 
 
 def _device(path: Path, name: str, table: Any) -> Device:

@@ -69,7 +69,8 @@ def _errors(module: Any, image: np.ndarray[Any, Any], split: int, dynamo: bool) 
 
 def _stored_conv_shapes(path: Path) -> set[tuple[int, ...]]:
     """Shapes of all 4-D tensors in the file, read from its pickle without loading it."""
-    from edgekit.checkpoint.pickle_scan import Call, scan, walk
+    from edgekit.checkpoint.pickle_scan import scan
+    from edgekit.checkpoint.pickle_tree import Call, walk
 
     with zipfile.ZipFile(path) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from edgekit.checkpoint import LoadOptions, load  # noqa: E402
-from edgekit.checkpoint.pickle_scan import PickleError, scan, walk  # noqa: E402
+from edgekit.checkpoint.pickle_scan import scan  # noqa: E402
+from edgekit.checkpoint.pickle_tree import PickleError, walk  # noqa: E402
 from edgekit.errors import BadInput, EdgekitError  # noqa: E402
 from tests.unit.checkpoint import making  # noqa: E402
 
