@@ -3,7 +3,7 @@
 A pickle is a program: GLOBAL names any function of any module, REDUCE calls it. This machine
 executes the same opcodes (protocols 0 to 5, https://docs.python.org/3/library/pickletools.html) but
 imports nothing and calls nothing. A name stays a `Global`, a call stays a `Call`, an object stays an
-`Instance` with its state beside it, a storage stays a `Storage`. So the kind of a checkpoint, the
+`Instance` with its state beside it, a storage stays `Persistent`. So the kind of a checkpoint, the
 classes it wants and the geometry of its tensors are known before torch is asked to load it.
 
 Two traps that need no call at all are stopped here too, because torch's own unpickler walks into
